@@ -1,0 +1,19 @@
+//! What clients and servers of Sira say to each other (docs/wire.md), in one place for both. No I/O.
+
+mod entry;
+mod error;
+mod key;
+mod options;
+mod request;
+
+pub use entry::{DeleteAnswer, Entry, ExistsAnswer, ListAnswer, PutAnswer};
+pub use error::{Code, WireError};
+pub use key::{Key, MAX_KEY, MAX_NAMESPACE};
+pub use options::{Condition, Consistency, PutOptions, metadata};
+pub use request::{DeleteRequest, KeyRequest, ListRequest, Ticket};
+
+/// The version of the contract that requests carry as `v`.
+pub const VERSION: u32 = 1;
+
+/// The port Sira listens on when nothing else is said.
+pub const DEFAULT_PORT: u16 = 9095;

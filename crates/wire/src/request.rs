@@ -1,0 +1,163 @@
+//! Tickets, criteria and action bodies.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{Code, Key, VERSION, WireError};
+
+/// Bytes of a JSON request; more is refused before it is parsed.
+const MAX_JSON: usize = 1 << 20;
+
+/// Parses the JSON of a request and checks its `v`.
+pub(crate) fn parse<T: DeserializeOwned + Versioned>(what: &str, json: &[u8]) -> Result<T, WireError> {
+    let refuse = |reason: String| WireError::new(Code::BadRequest, format!("{what}: {reason}"));
+    if json.len() > MAX_JSON {
+        return Err(refuse(format!("{} bytes; at most {MAX_JSON} are read", json.len())));
+    }
+    let request: T = serde_json::from_slice(json).map_err(|e| refuse(e.to_string()))?;
+    match request.version() {
+        VERSION => Ok(request),
+        other => Err(refuse(format!("v is {other}; this server speaks {VERSION}"))),
+    }
+}
+
+pub(crate) trait Versioned {
+    fn version(&self) -> u32;
+}
+
+macro_rules! versioned {
+    ($($name:ident),*) => { $(impl Versioned for $name { fn version(&self) -> u32 { self.v } })* };
+}
+pub(crate) use versioned;
+versioned!(Ticket, KeyRequest, DeleteRequest, ListRequest);
+
+/// What `do_get` is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ticket {
+    /// Version of the contract.
+    pub v: u32,
+    /// The key's text.
+    pub key: String,
+    /// Refuse any other version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// A half-open range for each axis named.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub slice: BTreeMap<String, [u64; 2]>,
+}
+
+impl Ticket {
+    /// A ticket for the whole of `key`.
+    pub fn whole(key: &Key) -> Ticket {
+        Ticket { v: VERSION, key: key.to_string(), version: None, slice: BTreeMap::new() }
+    }
+
+    /// Reads a ticket: `ns/key`, or JSON (first byte `{`).
+    pub fn parse(bytes: &[u8]) -> Result<(Key, Ticket), WireError> {
+        if bytes.first() == Some(&b'{') {
+            let ticket: Ticket = parse("ticket", bytes)?;
+            return Ok((ticket.key.parse()?, ticket));
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| WireError::new(Code::BadRequest, "ticket: neither JSON nor a key in UTF-8"))?;
+        let key: Key = text.parse()?;
+        Ok((key.clone(), Ticket::whole(&key)))
+    }
+}
+
+/// The body of `info` and `exists`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRequest {
+    /// Version of the contract.
+    pub v: u32,
+    /// The key's text.
+    pub key: String,
+}
+
+impl KeyRequest {
+    /// Reads an action's body.
+    pub fn parse(body: &[u8]) -> Result<Key, WireError> {
+        parse::<KeyRequest>("body", body)?.key.parse()
+    }
+}
+
+/// The body of `delete`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteRequest {
+    /// Version of the contract.
+    pub v: u32,
+    /// The key's text.
+    pub key: String,
+    /// Delete only this version, in decimal.
+    #[serde(default, rename = "if", skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+}
+
+impl DeleteRequest {
+    /// Reads an action's body: the key, and the version that must be the present one.
+    pub fn parse(body: &[u8]) -> Result<(Key, Option<u64>), WireError> {
+        let request: DeleteRequest = parse("body", body)?;
+        let version = request.condition.as_deref().map(|text| {
+            text.parse().map_err(|_| WireError::new(Code::BadRequest, format!("if is {text:?}; a delete takes a version in decimal")))
+        });
+        Ok((request.key.parse()?, version.transpose()?))
+    }
+}
+
+/// Criteria of `list_flights` and body of `list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListRequest {
+    /// Version of the contract.
+    pub v: u32,
+    /// Keys that start with this text; all when empty.
+    #[serde(default)]
+    pub prefix: String,
+    /// Keys after this text, exclusive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// How many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+impl Default for ListRequest {
+    fn default() -> ListRequest {
+        ListRequest { v: VERSION, prefix: String::new(), after: None, limit: None }
+    }
+}
+
+impl ListRequest {
+    /// Reads criteria; nothing at all lists everything.
+    pub fn parse(body: &[u8]) -> Result<ListRequest, WireError> {
+        if body.is_empty() { Ok(ListRequest::default()) } else { parse("criteria", body) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tickets_are_keys_or_json() {
+        assert_eq!(Ticket::parse(b"ns/a/b").unwrap().0.as_str(), "ns/a/b");
+        let (key, ticket) = Ticket::parse(br#"{"v":1,"key":"ns/k","slice":{"token":[512,1024]}}"#).unwrap();
+        assert_eq!((key.as_str(), ticket.slice["token"]), ("ns/k", [512, 1024]));
+        let again = Ticket::parse(&serde_json::to_vec(&ticket).unwrap()).unwrap().1;
+        assert_eq!(again, ticket);
+    }
+
+    #[test]
+    fn refusals_say_what_would_be_right() {
+        let reason = |body: &[u8]| Ticket::parse(body).unwrap_err().to_string();
+        assert!(reason(br#"{"v":2,"key":"ns/k"}"#).contains("speaks 1"));
+        assert!(reason(br#"{"v":1,"key":"ns/k","slices":{}}"#).contains("unknown field `slices`"));
+        assert!(reason(b"\xff\xfe").starts_with("SIRA_BAD_REQUEST"));
+        assert!(reason(b"").starts_with("SIRA_BAD_KEY"));
+        assert!(DeleteRequest::parse(br#"{"v":1,"key":"ns/k","if":"absent"}"#).is_err());
+        assert_eq!(DeleteRequest::parse(br#"{"v":1,"key":"ns/k","if":"7"}"#).unwrap().1, Some(7));
+    }
+}

@@ -1,0 +1,4 @@
+//! Prints the path of the FlatBuffers compiler.
+fn main() {
+    println!("{}", flatc_fork::flatc().display());
+}
