@@ -90,10 +90,10 @@ impl Grid {
 
     /// The tensor as consecutive row-major byte ranges, each of which holds whole cells and as few as possible: what a
     /// writer must gather before it can cut cells, and what a reader can emit in order.
-    pub fn slabs(&self) -> Slabs<'_> {
+    pub fn slabs(&self) -> Slabs {
         let axis = self.slab_axis();
         Slabs {
-            grid: self,
+            grid: self.clone(),
             axis,
             outer: if self.cells() == 0 { 0 } else { self.shape[..axis.min(self.shape.len())].iter().product() },
             next: (0, 0),
@@ -150,6 +150,37 @@ impl Grid {
     }
 }
 
+/// The box `region` of a row-major tensor of `shape`, as runs of consecutive bytes in order: the length of every run, and where
+/// each begins.
+pub fn runs(shape: &[u64], item: u64, region: &[Range<u64>]) -> (u64, impl Iterator<Item = u64>) {
+    let whole: Region = shape.iter().map(|&extent| 0..extent).collect();
+    let mut split = region.len();
+    let mut run = item;
+    while split > 0 {
+        split -= 1;
+        run *= region[split].end - region[split].start;
+        if region[split] != whole[split] {
+            break;
+        }
+    }
+    let mut strides = vec![item; shape.len()];
+    for axis in (0..shape.len().saturating_sub(1)).rev() {
+        strides[axis] = strides[axis + 1] * shape[axis + 1];
+    }
+    let base: u64 = region.iter().zip(&strides).map(|(r, stride)| r.start * stride).sum();
+    let outer: Vec<(u64, u64)> = region[..split].iter().zip(&strides).map(|(r, &stride)| (r.end - r.start, stride)).collect();
+    let count = if run == 0 { 0 } else { outer.iter().map(|axis| axis.0).product() };
+    let begins = (0..count).map(move |index: u64| {
+        let mut left = index;
+        outer.iter().rev().fold(base, |offset, &(extent, stride)| {
+            let at = left % extent;
+            left /= extent;
+            offset + at * stride
+        })
+    });
+    (run, begins)
+}
+
 /// Byte strides of a row-major box.
 struct Strides<'a> {
     of: &'a [Range<u64>],
@@ -185,14 +216,14 @@ impl Slab {
 }
 
 /// The slabs of a grid in row-major order; lazily, since a grid may have very many.
-pub struct Slabs<'a> {
-    grid: &'a Grid,
+pub struct Slabs {
+    grid: Grid,
     axis: usize,
     outer: u64,
     next: (u64, u64),
 }
 
-impl Iterator for Slabs<'_> {
+impl Iterator for Slabs {
     type Item = Slab;
 
     fn next(&mut self) -> Option<Slab> {
@@ -339,7 +370,10 @@ mod tests {
                 let common: Region = region.iter().zip(&want).map(|(a, b)| a.start.max(b.start)..a.end.min(b.end)).collect();
                 grid.copy(&common, data, region, &mut got, &want);
             }
-            prop_assert_eq!(got, expected);
+            prop_assert_eq!(&got, &expected);
+            let (run, begins) = runs(&shape, 2, &want);
+            let by_runs: Vec<u8> = begins.flat_map(|at| raw[at as usize..(at + run) as usize].to_vec()).collect();
+            prop_assert_eq!(by_runs, expected);
         }
     }
 }

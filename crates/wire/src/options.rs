@@ -145,9 +145,9 @@ versioned!(Command);
 
 impl PutOptions {
     /// Reads the options among a schema's metadata. Other names of `sira.` are refused, everything else is not ours.
-    pub fn from_metadata(entries: &HashMap<String, String>) -> Result<PutOptions, WireError> {
+    pub fn from_metadata<'a>(entries: impl IntoIterator<Item = (&'a String, &'a String)>) -> Result<PutOptions, WireError> {
         let mut options = PutOptions::default();
-        for (name, value) in entries.iter().filter(|(name, _)| name.starts_with("sira.")) {
+        for (name, value) in entries.into_iter().filter(|(name, _)| name.starts_with("sira.")) {
             if let Some(attribute) = name.strip_prefix(metadata::ATTRIBUTE_PREFIX) {
                 options.attributes.insert(attribute.to_string(), value.clone());
                 continue;
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     fn of(entries: &[(&str, &str)]) -> Result<PutOptions, WireError> {
-        PutOptions::from_metadata(&entries.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect())
+        PutOptions::from_metadata(&entries.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<HashMap<_, _>>())
     }
 
     #[test]

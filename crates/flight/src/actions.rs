@@ -1,0 +1,94 @@
+//! Actions: JSON in, JSON out.
+
+use std::collections::BTreeMap;
+
+use arrow_flight::{Action, ActionType, CancelFlightInfoResult, CancelStatus};
+use prost::Message;
+use serde::Serialize;
+use sira_backend::HealthStatus;
+use sira_store::StorageClient;
+use sira_wire::{Code, DeleteAnswer, DeleteRequest, ExistsAnswer, KeyRequest, ListAnswer, ListRequest, WireError};
+use tonic::Status;
+
+use crate::status::{of_store, of_wire, refuse, unsupported};
+
+/// Keys of a page of `list`.
+const PAGE: usize = 1000;
+/// And at most.
+const MAX_PAGE: usize = 10_000;
+
+/// Each action, and what it does.
+const ACTIONS: [(&str, &str); 8] = [
+    ("info", "What is known of a key: {\"v\":1,\"key\":\"ns/key\"}"),
+    ("exists", "Whether a key exists, and its version: {\"v\":1,\"key\":\"ns/key\"}"),
+    ("delete", "Removes a key: {\"v\":1,\"key\":\"ns/key\",\"if\":\"3\"}, if optional"),
+    ("list", "A page of keys in byte order: {\"v\":1,\"prefix\":\"ns/\",\"after\":\"ns/k\",\"limit\":1000}"),
+    ("stats", "Counts, bytes and limits"),
+    ("health", "Whether the server and its backends work"),
+    ("CancelFlightInfo", "Of the Flight specification; answers NOT_CANCELLABLE"),
+    ("RenewFlightEndpoint", "Of the Flight specification; tickets here do not expire"),
+];
+
+pub(crate) fn types() -> impl Iterator<Item = Result<ActionType, Status>> {
+    ACTIONS.iter().map(|(name, what)| Ok(ActionType { r#type: (*name).into(), description: (*what).into() }))
+}
+
+#[derive(Serialize)]
+struct Health {
+    status: String,
+    version: &'static str,
+    backends: BTreeMap<String, String>,
+}
+
+/// Runs an action; the answer is the body of its one result.
+pub(crate) async fn run(store: &StorageClient, action: &Action) -> Result<Vec<u8>, Status> {
+    let body = &action.body;
+    let wire = |e: WireError| of_wire(&e);
+    match action.r#type.as_str() {
+        "info" => json(&store.info(&KeyRequest::parse(body).map_err(wire)?).map_err(of_store)?),
+        "exists" => {
+            let version = store.exists(&KeyRequest::parse(body).map_err(wire)?).map_err(of_store)?;
+            json(&ExistsAnswer { exists: version.is_some(), version })
+        }
+        "delete" => {
+            let (key, version) = DeleteRequest::parse(body).map_err(wire)?;
+            json(&DeleteAnswer { deleted: store.delete(&key, version).await.map_err(of_store)? })
+        }
+        "list" => {
+            let request = ListRequest::parse(body).map_err(wire)?;
+            let limit = request.limit.unwrap_or(PAGE);
+            if limit == 0 || limit > MAX_PAGE {
+                return Err(refuse(Code::BadRequest, format!("limit is {limit}; it may be 1 to {MAX_PAGE}")));
+            }
+            let (entries, next) = store.list(&request.prefix, request.after.as_deref(), limit).map_err(of_store)?;
+            json(&ListAnswer { entries, next })
+        }
+        "stats" => json(&store.stats().await),
+        "health" => json(&health(store).await),
+        "CancelFlightInfo" => Ok(CancelFlightInfoResult { status: CancelStatus::NotCancellable as i32 }.encode_to_vec()),
+        "RenewFlightEndpoint" => Err(unsupported("tickets do not expire; there is nothing to renew")),
+        other => {
+            let known: Vec<_> = ACTIONS.iter().map(|row| row.0).collect();
+            Err(refuse(
+                Code::BadRequest,
+                format!("no action {:?}; there are {}", other.chars().take(80).collect::<String>(), known.join(", ")),
+            ))
+        }
+    }
+}
+
+async fn health(store: &StorageClient) -> Health {
+    let backends = store.health().await;
+    let status = if backends.values().all(|status| *status == HealthStatus::Healthy) { "healthy" } else { "degraded" };
+    let words = |status| match status {
+        HealthStatus::Healthy => "healthy".to_string(),
+        HealthStatus::Degraded(reason) => format!("degraded: {reason}"),
+        HealthStatus::Unhealthy(reason) => format!("unhealthy: {reason}"),
+    };
+    let backends = backends.into_iter().map(|(name, status)| (name, words(status))).collect();
+    Health { status: status.into(), version: env!("CARGO_PKG_VERSION"), backends }
+}
+
+fn json<T: Serialize>(answer: &T) -> Result<Vec<u8>, Status> {
+    serde_json::to_vec(answer).map_err(|e| refuse(Code::Internal, e.to_string()))
+}

@@ -1,0 +1,105 @@
+//! `DoGet`: a tensor out, as the batches of its carrier.
+
+use std::collections::VecDeque;
+
+use arrow_flight::{FlightData, SchemaAsIpc};
+use arrow_ipc::writer::IpcWriteOptions;
+use arrow_schema::Schema;
+use bytes::{Bytes, BytesMut};
+use futures::Stream;
+use sira_store::{Reader, StoreError};
+use sira_tensor::TensorSpec;
+use sira_tensor::carrier::Carrier;
+use sira_wire::PutOptions;
+use tonic::Status;
+
+use crate::ipc;
+use crate::status::of_store;
+
+/// Bytes of tensor in a message, at most: what docs/wire.md promises.
+pub(crate) const MESSAGE_BYTES: u64 = 4 << 20;
+
+/// The carrier of a tensor and its schema, which says what the tensor is.
+pub(crate) fn carrier(spec: &TensorSpec) -> (Carrier, Schema) {
+    let carrier = Carrier::of(spec, MESSAGE_BYTES);
+    let says = PutOptions {
+        shape: Some(spec.shape().to_vec()),
+        dtype: Some(spec.dtype()),
+        axes: Some(spec.axes().to_vec()).filter(|axes| !axes.is_empty()),
+        attributes: spec.attributes().clone(),
+        ..PutOptions::default()
+    };
+    let schema = Schema::new_with_metadata(vec![carrier.field.clone()], says.to_metadata());
+    (carrier, schema)
+}
+
+/// The messages of a get: the schema, then batches of whole rows.
+pub(crate) fn messages(reader: Reader) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
+    let (carrier, schema) = carrier(reader.spec());
+    let header = FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
+    let rows = Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false };
+    let batches = futures::stream::try_unfold(rows, |mut rows| async move {
+        let batch = rows.next().await.map_err(of_store)?;
+        Ok(batch.map(|batch| (batch, rows)))
+    });
+    futures::StreamExt::chain(futures::stream::iter([Ok(header)]), batches)
+}
+
+/// Pieces of any size on their way to batches of whole rows.
+struct Rows {
+    reader: Reader,
+    carrier: Carrier,
+    waiting: VecDeque<Bytes>,
+    bytes: u64,
+    ended: bool,
+}
+
+impl Rows {
+    async fn next(&mut self) -> Result<Option<FlightData>, StoreError> {
+        let row = self.carrier.row_bytes;
+        while self.bytes < row && !self.ended {
+            match self.reader.next().await? {
+                Some(piece) => {
+                    self.bytes += piece.len() as u64;
+                    self.waiting.push_back(piece);
+                }
+                None => self.ended = true,
+            }
+        }
+        if self.bytes == 0 {
+            return Ok(None);
+        }
+        if self.bytes < row {
+            return Err(StoreError::Internal(format!("a tensor that ends {} bytes into a row of {row}", self.bytes)));
+        }
+        // Whole rows of the first piece go out as they are; a row that straddles pieces is put together.
+        let front = self.waiting.front().map_or(0, |piece| piece.len() as u64);
+        let rows = (front.clamp(row, MESSAGE_BYTES.max(row)) / row).max(1);
+        let body = self.take((rows * row) as usize);
+        Ok(Some(FlightData::new().with_data_header(ipc::batch_header(&self.carrier, rows, rows * row)).with_data_body(body)))
+    }
+
+    /// The next `len` bytes, padded to a multiple of 8 as Arrow wants it: a slice of the first piece where that can be.
+    fn take(&mut self, len: usize) -> Bytes {
+        self.bytes -= len as u64;
+        let padded = len.next_multiple_of(8);
+        if let Some(front) = self.waiting.front_mut()
+            && front.len() >= len
+            && padded == len
+        {
+            let body = front.split_to(len);
+            self.waiting.retain(|piece| !piece.is_empty());
+            return body;
+        }
+        let mut body = BytesMut::with_capacity(padded);
+        while body.len() < len {
+            let Some(front) = self.waiting.front_mut() else { break };
+            body.extend_from_slice(&front.split_to(front.len().min(len - body.len())));
+            if front.is_empty() {
+                self.waiting.pop_front();
+            }
+        }
+        body.resize(padded, 0);
+        body.freeze()
+    }
+}

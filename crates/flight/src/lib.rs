@@ -1,0 +1,14 @@
+//! The Arrow Flight service over the store (docs/wire.md).
+//!
+//! Everything but `DoPut` goes through the generated service ([`service`]). `DoPut` is read from the HTTP/2 body as its frames come
+//! ([`put`]): a message may be as large as its client likes, and memory stays bounded by the chunk that is being gathered.
+
+mod actions;
+mod get;
+mod input;
+mod ipc;
+mod put;
+mod service;
+mod status;
+
+pub use service::{Flight, serve};

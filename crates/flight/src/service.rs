@@ -1,0 +1,218 @@
+//! The Flight service, and the server around it.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arrow_flight::flight_descriptor::DescriptorType;
+use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
+use arrow_flight::{
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest, HandshakeResponse,
+    PollInfo, PutResult, SchemaAsIpc, SchemaResult, Ticket,
+};
+use arrow_ipc::writer::IpcWriteOptions;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use sira_store::StorageClient;
+use sira_tensor::{TensorSpec, region};
+use sira_wire::{Code, Entry, Key, ListRequest, Ticket as Wanted};
+use tokio::net::TcpListener;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+use tower::Service;
+
+use crate::status::{of_store, of_wire, refuse, unsupported};
+use crate::{actions, get, put};
+
+/// Keys of a page of `list_flights`; its stream is as long as the listing.
+const PAGE: usize = 500;
+
+/// HTTP/2 windows: how much a client may send ahead of the store, per stream and per connection.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Large frames: an upload of 16 MiB in frames of 16 KiB is a thousand of them.
+const FRAME: u32 = 1 << 20;
+
+/// The service of one store.
+#[derive(Clone)]
+pub struct Flight {
+    store: StorageClient,
+}
+
+/// Serves `store` on `listener` until `shutdown`, then lets running calls end.
+pub async fn serve(store: StorageClient, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), tonic::transport::Error> {
+    let flight = Flight { store: store.clone() };
+    let service = WithPut { rest: FlightServiceServer::new(flight), store };
+    tonic::transport::Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_concurrent_streams(256)
+        .http2_max_header_list_size(16 << 10)
+        .http2_max_pending_accept_reset_streams(Some(20))
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown)
+        .await
+}
+
+/// The generated service, with `DoPut` taken out of it.
+#[derive(Clone)]
+struct WithPut {
+    rest: FlightServiceServer<Flight>,
+    store: StorageClient,
+}
+
+impl NamedService for WithPut {
+    const NAME: &'static str = <FlightServiceServer<Flight> as NamedService>::NAME;
+}
+
+impl Service<http::Request<Body>> for WithPut {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        <FlightServiceServer<Flight> as Service<http::Request<Body>>>::poll_ready(&mut self.rest, context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if request.uri().path().ends_with("/DoPut") {
+            let store = self.store.clone();
+            return Box::pin(async move { Ok(put::handle(store, request).await) });
+        }
+        self.rest.call(request)
+    }
+}
+
+type Answers<T> = BoxStream<'static, Result<T, Status>>;
+
+impl Flight {
+    /// What a descriptor asks for: the key, and the ticket.
+    fn wanted(descriptor: &FlightDescriptor) -> Result<(Key, Wanted), Status> {
+        if descriptor.r#type == DescriptorType::Cmd as i32 {
+            return Wanted::parse(&descriptor.cmd).map_err(|e| of_wire(&e));
+        }
+        let key = Key::from_path(&descriptor.path).map_err(|e| of_wire(&e))?;
+        let ticket = Wanted::whole(&key);
+        Ok((key, ticket))
+    }
+
+    /// What a get of `ticket` will send.
+    fn sliced(&self, key: &Key, ticket: &Wanted) -> Result<TensorSpec, Status> {
+        let spec = self.store.spec(key).map_err(of_store)?;
+        let wanted = region(&spec, ticket.slice.iter().map(|(name, range)| (name.as_str(), *range))).map_err(|e| of_store(e.into()))?;
+        let shape = wanted.iter().map(|range| range.end - range.start).collect();
+        let sliced = TensorSpec::new(spec.dtype(), shape).and_then(|sliced| sliced.with_axes(spec.axes().to_vec()));
+        sliced.and_then(|sliced| sliced.with_attributes(spec.attributes().clone())).map_err(|e| of_store(e.into()))
+    }
+}
+
+/// The FlightInfo of `entry`: one endpoint, its ticket pinned to the version seen.
+fn flight_info(entry: &Entry, spec: &TensorSpec, ticket: Wanted, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
+    let (carrier, schema) = get::carrier(spec);
+    let internal = |e: String| refuse(Code::Internal, e);
+    let ticket = serde_json::to_vec(&Wanted { version: Some(entry.version), ..ticket }).map_err(|e| internal(e.to_string()))?;
+    let info = FlightInfo::new()
+        .try_with_schema(&schema)
+        .map_err(|e| internal(e.to_string()))?
+        .with_descriptor(descriptor)
+        .with_endpoint(FlightEndpoint::new().with_ticket(Ticket::new(ticket)))
+        .with_total_records(i64::try_from(carrier.rows).unwrap_or(-1))
+        .with_total_bytes(i64::try_from(spec.nbytes()).unwrap_or(-1))
+        .with_ordered(true)
+        .with_app_metadata(serde_json::to_vec(entry).map_err(|e| internal(e.to_string()))?);
+    Ok(info)
+}
+
+/// The spec that an entry of a listing tells of.
+fn spec_of(entry: &Entry) -> Result<TensorSpec, Status> {
+    let spec = entry.dtype.parse().and_then(|dtype| TensorSpec::new(dtype, entry.shape.clone()));
+    let spec = spec.and_then(|spec| spec.with_axes(entry.axes.clone())).and_then(|spec| spec.with_attributes(entry.attributes.clone()));
+    spec.map_err(|e| of_store(e.into()))
+}
+
+#[tonic::async_trait]
+impl FlightService for Flight {
+    type HandshakeStream = Answers<HandshakeResponse>;
+    type ListFlightsStream = Answers<FlightInfo>;
+    type DoGetStream = Answers<FlightData>;
+    type DoPutStream = Answers<PutResult>;
+    type DoActionStream = Answers<arrow_flight::Result>;
+    type ListActionsStream = Answers<ActionType>;
+    type DoExchangeStream = Answers<FlightData>;
+
+    async fn handshake(&self, _: Request<Streaming<HandshakeRequest>>) -> Result<Response<Self::HandshakeStream>, Status> {
+        Err(unsupported("this server asks for no authentication; it listens on loopback only"))
+    }
+
+    async fn list_flights(&self, request: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
+        let request = ListRequest::parse(&request.into_inner().expression).map_err(|e| of_wire(&e))?;
+        let left = request.limit.unwrap_or(usize::MAX);
+        let state = (self.store.clone(), request.prefix, Some(request.after), left);
+        let pages = futures::stream::try_unfold(state, |(store, prefix, after, left)| async move {
+            let Some(after) = after.filter(|_| left > 0) else { return Ok(None) };
+            let (entries, next) = store.list(&prefix, after.as_deref(), left.min(PAGE)).map_err(of_store)?;
+            let left = left - entries.len();
+            let infos: Vec<_> = entries
+                .iter()
+                .map(|entry| {
+                    let (key, descriptor) =
+                        (entry.key.parse().map_err(|e| of_wire(&e))?, FlightDescriptor::new_path(vec![entry.key.clone()]));
+                    flight_info(entry, &spec_of(entry)?, Wanted::whole(&key), descriptor)
+                })
+                .collect();
+            Ok::<_, Status>(Some((futures::stream::iter(infos), (store, prefix, next.map(Some), left))))
+        });
+        Ok(Response::new(pages.try_flatten().boxed()))
+    }
+
+    async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+        let descriptor = request.into_inner();
+        let (key, ticket) = Self::wanted(&descriptor)?;
+        let entry = self.store.info(&key).map_err(of_store)?;
+        let spec = self.sliced(&key, &ticket)?;
+        Ok(Response::new(flight_info(&entry, &spec, ticket, descriptor)?))
+    }
+
+    async fn poll_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
+        Err(unsupported("nothing here runs long enough to poll for; use GetFlightInfo"))
+    }
+
+    async fn get_schema(&self, request: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
+        let (key, ticket) = Self::wanted(&request.into_inner())?;
+        let (_, schema) = get::carrier(&self.sliced(&key, &ticket)?);
+        let result = SchemaResult::try_from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
+        Ok(Response::new(result.map_err(|e| refuse(Code::Internal, e.to_string()))?))
+    }
+
+    async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        let (key, ticket) = Wanted::parse(&request.into_inner().ticket).map_err(|e| of_wire(&e))?;
+        let reader = self.store.read(&key, ticket.version, &ticket.slice).await.map_err(of_store)?;
+        Ok(Response::new(get::messages(reader).boxed()))
+    }
+
+    async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
+        // Taken out by WithPut before it comes here.
+        Err(refuse(Code::Internal, "DoPut reached the generated service"))
+    }
+
+    async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
+        let body = actions::run(&self.store, &request.into_inner()).await?;
+        let result = arrow_flight::Result { body: body.into() };
+        Ok(Response::new(futures::stream::iter([Ok(result)]).boxed()))
+    }
+
+    async fn list_actions(&self, _: Request<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {
+        Ok(Response::new(futures::stream::iter(actions::types()).boxed()))
+    }
+
+    async fn do_exchange(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoExchangeStream>, Status> {
+        Err(unsupported("use DoPut and DoGet"))
+    }
+}

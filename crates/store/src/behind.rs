@@ -1,0 +1,115 @@
+//! Weak puts: acknowledged in memory, written behind.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use sira_backend::Durability;
+use sira_wire::Key;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::client::Inner;
+use crate::hot::HotPart;
+use crate::record::TensorRecord;
+use crate::write::{ChunkSink, INLINE_BYTES};
+use crate::{StoreError, upkeep};
+
+/// Bytes of one permit of the budget.
+const UNIT: u64 = 4096;
+
+/// Records that are only in memory, with their bytes. They are never evicted; their bytes have a budget.
+pub(crate) struct Behind {
+    waiting: Mutex<BTreeMap<String, Waiting>>,
+    free: Arc<Semaphore>,
+}
+
+struct Waiting {
+    record: TensorRecord,
+    part: Arc<HotPart>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Behind {
+    pub fn new(budget: u64) -> Behind {
+        Behind { waiting: Mutex::default(), free: Arc::new(Semaphore::new((budget / UNIT) as usize)) }
+    }
+
+    /// Room for `bytes` of unwritten data, if there is.
+    pub fn budget(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        self.free.clone().try_acquire_many_owned(u32::try_from(bytes.div_ceil(UNIT)).ok()?).ok()
+    }
+
+    pub fn insert(&self, record: TensorRecord, part: Arc<HotPart>, permit: OwnedSemaphorePermit) {
+        self.waiting.lock().insert(record.key.to_string(), Waiting { record, part, _permit: permit });
+    }
+
+    pub fn record(&self, key: &Key) -> Option<TensorRecord> {
+        self.waiting.lock().get(key.as_str()).map(|w| w.record.clone())
+    }
+
+    /// The bytes of a waiting write.
+    pub fn part(&self, key: &Key, write_id: &str) -> Option<Arc<HotPart>> {
+        self.waiting.lock().get(key.as_str()).filter(|w| w.record.write_id == write_id).map(|w| w.part.clone())
+    }
+
+    /// Forgets the waiting record of `key`; with `write_id`, only that one.
+    pub fn remove(&self, key: &Key, write_id: Option<&str>) {
+        let mut waiting = self.waiting.lock();
+        if waiting.get(key.as_str()).is_some_and(|w| write_id.is_none_or(|id| id == w.record.write_id)) {
+            waiting.remove(key.as_str());
+        }
+    }
+
+    /// A key that waits.
+    pub fn first(&self) -> Option<Key> {
+        self.waiting.lock().values().next().map(|w| w.record.key.clone())
+    }
+
+    /// Bytes that wait.
+    pub fn bytes(&self) -> u64 {
+        self.waiting.lock().values().map(|w| w.part.payload.len()).sum()
+    }
+
+    /// Puts waiting records into a page of the catalog, which covers keys of `prefix` after `after` up to `end`.
+    pub fn merge(&self, page: &mut Vec<TensorRecord>, prefix: &str, after: Option<&str>, end: Option<&str>) {
+        let waiting = self.waiting.lock();
+        let start = after.map_or(Bound::Included(prefix), Bound::Excluded);
+        let within = waiting.range::<str, _>((start, end.map_or(Bound::Unbounded, Bound::Included)));
+        for (key, w) in within.filter(|(key, _)| key.starts_with(prefix)) {
+            match page.binary_search_by(|record| record.key.as_str().cmp(key)) {
+                Ok(at) => page[at] = w.record.clone(),
+                Err(at) => page.insert(at, w.record.clone()),
+            }
+        }
+    }
+}
+
+/// Writes the waiting record of `key` to its home. Whoever replaced it meanwhile wins.
+pub(crate) async fn write(inner: &Arc<Inner>, key: &Key) -> Result<(), StoreError> {
+    let Some((mut record, part)) = inner.behind.waiting.lock().get(key.as_str()).map(|w| (w.record.clone(), w.part.clone())) else {
+        return Ok(());
+    };
+    let write_id = record.write_id.clone();
+    let data = record.data()?.clone();
+    let mut sink = None;
+    if data.spec.nbytes() <= INLINE_BYTES {
+        record.parts[0].inline = Some(part.payload.clone().into_bytes().to_vec());
+    } else {
+        let chain = data.codec.as_ref().map_or_else(|| Ok(inner.options.codec.clone()), |text| text.parse())?;
+        let home = inner.place(key, &data.spec, record.consistency)?;
+        let chunks = ChunkSink::begin(inner, home, key, &write_id, &data.spec, chain, Durability::Logged)?;
+        record.parts[0].copies = vec![chunks.store_all(part.payload.pieces()).await?];
+        sink = Some(chunks);
+    }
+    let turn = inner.lock(key).await;
+    if inner.behind.record(key).is_some_and(|waiting| waiting.write_id == write_id) {
+        inner.append(&mut record, Durability::Logged).await?;
+        inner.behind.remove(key, Some(&write_id));
+        inner.hot.insert(&write_id, part);
+    } else if let Some(sink) = sink {
+        drop(turn);
+        upkeep::sweep(inner, &sink.home, &write_id).await?;
+    }
+    Ok(())
+}

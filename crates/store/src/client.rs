@@ -1,0 +1,418 @@
+//! [`StorageClient`]: the store as the rest of the program sees it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use sira_backend::{BackendError, HealthStatus, Payload, StorageBackend, Survives};
+use sira_codec::Chain;
+use sira_tensor::{TensorSpec, region};
+use sira_wire::{Condition, Consistency, Entry, Key, PutAnswer};
+use tokio::sync::{Mutex, Notify};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::behind::Behind;
+use crate::catalog::{Catalog, OrderedKv};
+use crate::hot::HotTier;
+use crate::ledger::Ledger;
+use crate::pins::Pins;
+use crate::read::Reader;
+use crate::record::TensorRecord;
+use crate::router::{Router, RoutingStrategy};
+use crate::seams::Seams;
+use crate::stats::{BackendStats, Counters, StoreStats};
+use crate::write::Writer;
+use crate::{StoreError, upkeep};
+
+/// Stripes of the key locks: commits of different keys rarely meet.
+const STRIPES: usize = 256;
+
+/// How a store is set up.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Bytes of the one ledger: everything that holds tensor bytes in memory.
+    pub memory_limit: u64,
+    /// Bytes of the hot tier, within the ledger; 0 turns it off.
+    pub hot_limit: u64,
+    /// How long a request waits for memory.
+    pub patience: Duration,
+    /// The backend that keeps records, where create-if-absent is decided.
+    pub record_backend: String,
+    /// The backend for tensors that no strategy places.
+    pub default_backend: String,
+    /// How lower tiers keep a tensor whose writer does not say.
+    pub codec: Chain,
+    /// The level of a put that does not say.
+    pub consistency: Consistency,
+    /// Seconds to live of a put that does not say.
+    pub ttl: Option<u64>,
+    /// How long a tombstone stays, so that a slow writer cannot raise the dead.
+    pub tombstone_grace: Duration,
+    /// How old chunks that no record names must be before a scrub collects them: longer than any put may last.
+    pub orphan_age: Duration,
+    /// How often expired keys and garbage are looked for.
+    pub reap_interval: Duration,
+    /// How often everything stored is verified; `None` never.
+    pub scrub_interval: Option<Duration>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> StoreOptions {
+        StoreOptions {
+            memory_limit: 1 << 30,
+            hot_limit: 1 << 29,
+            patience: Duration::from_secs(30),
+            record_backend: "memory".into(),
+            default_backend: "memory".into(),
+            codec: Chain::none(),
+            consistency: Consistency::Eventual,
+            ttl: None,
+            tombstone_grace: Duration::from_secs(3600),
+            orphan_age: Duration::from_secs(86_400),
+            reap_interval: Duration::from_secs(1),
+            scrub_interval: None,
+        }
+    }
+}
+
+/// What a write may say.
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    /// Codec chain of lower tiers.
+    pub codec: Option<String>,
+    /// Seconds to live.
+    pub ttl: Option<u64>,
+    /// Level.
+    pub consistency: Option<Consistency>,
+    /// What must hold of the key.
+    pub condition: Option<Condition>,
+}
+
+/// The engine. Clones are one store.
+#[derive(Clone)]
+pub struct StorageClient {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub options: StoreOptions,
+    pub seams: Seams,
+    pub catalog: Catalog,
+    pub ledger: Ledger,
+    pub hot: HotTier,
+    pub pins: Pins,
+    pub behind: Behind,
+    pub counters: Counters,
+    pub stopping: AtomicBool,
+    pub nudge: Arc<Notify>,
+    pub writers: AtomicU64,
+    router: RwLock<Router>,
+    tiers: RwLock<BTreeMap<String, Arc<Tier>>>,
+    locks: Vec<Mutex<()>>,
+}
+
+/// A registered backend.
+pub(crate) struct Tier {
+    pub name: String,
+    pub backend: Arc<dyn StorageBackend>,
+}
+
+impl Tier {
+    pub fn failed(&self, source: BackendError) -> StoreError {
+        StoreError::Backend { backend: self.name.clone(), source }
+    }
+
+    /// The strongest level this backend keeps.
+    pub fn keeps(&self) -> Survives {
+        self.backend.capabilities().durable_survives
+    }
+}
+
+/// What a level asks a backend to survive.
+pub(crate) fn needs(level: Consistency) -> Survives {
+    match level {
+        Consistency::Strong => Survives::PowerLoss,
+        Consistency::Eventual => Survives::ProcessCrash,
+        Consistency::Weak => Survives::Nothing,
+    }
+}
+
+impl StorageClient {
+    /// A store over `catalog`, without backends yet: register them, then [`StorageClient::start`].
+    pub fn new(options: StoreOptions, seams: Seams, catalog: Arc<dyn OrderedKv>) -> Result<StorageClient, StoreError> {
+        let ledger = Ledger::new(options.memory_limit, options.patience);
+        let inner = Inner {
+            catalog: Catalog::open(catalog, seams.clone())?,
+            hot: HotTier::new(options.hot_limit, ledger.clone()),
+            behind: Behind::new(options.memory_limit / 4),
+            router: RwLock::new(Router::new(&options.default_backend)),
+            pins: Pins::default(),
+            counters: Counters::default(),
+            stopping: AtomicBool::new(false),
+            nudge: Arc::default(),
+            writers: AtomicU64::new(0),
+            tiers: RwLock::default(),
+            locks: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+            ledger,
+            options,
+            seams,
+        };
+        Ok(StorageClient { inner: Arc::new(inner) })
+    }
+
+    /// Adds a backend under `name`; a second one of that name replaces it.
+    pub fn register_backend(&self, name: &str, backend: Arc<dyn StorageBackend>) {
+        let tier = Arc::new(Tier { name: name.to_string(), backend });
+        self.inner.tiers.write().insert(name.to_string(), tier);
+    }
+
+    /// Appends a routing strategy before the default.
+    pub fn add_strategy(&self, strategy: Box<dyn RoutingStrategy>) {
+        self.inner.router.write().add_strategy(strategy);
+    }
+
+    /// Checks the backends, finishes what a crash left open, and starts the background work. Call once, before any other use.
+    pub async fn start(&self) -> Result<(), StoreError> {
+        for name in [&self.inner.options.record_backend, &self.inner.options.default_backend] {
+            self.inner.tier(name).map_err(|_| StoreError::Config(format!("no backend is named {name:?}")))?;
+        }
+        crate::recover::recover(&self.inner).await?;
+        upkeep::spawn(&self.inner);
+        Ok(())
+    }
+
+    /// Refuses new writes, waits for those that run, and writes what is still only in memory.
+    pub async fn drain(&self) -> Result<(), StoreError> {
+        self.inner.stopping.store(true, Ordering::SeqCst);
+        while self.inner.writers.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        while let Some(key) = self.inner.behind.first() {
+            crate::behind::write(&self.inner, &key).await?;
+        }
+        self.inner.nudge.notify_waiters();
+        Ok(())
+    }
+
+    /// Begins a put of `spec` under `key`. Conditions that already fail are answered here; nothing is visible before
+    /// [`Writer::commit`].
+    pub async fn begin(&self, key: Key, spec: TensorSpec, options: WriteOptions) -> Result<Writer, StoreError> {
+        Writer::begin(self.inner.clone(), key, spec, options).await
+    }
+
+    /// Stores a tensor whose bytes are at hand.
+    pub async fn store(&self, key: Key, spec: TensorSpec, value: &Payload, options: WriteOptions) -> Result<PutAnswer, StoreError> {
+        let mut writer = self.begin(key, spec, options).await?;
+        for piece in value.pieces() {
+            writer.write(piece).await?;
+        }
+        writer.commit().await
+    }
+
+    /// Reads `key`, or a box of it. With `version`, any other version is refused.
+    pub async fn read(&self, key: &Key, version: Option<u64>, slice: &BTreeMap<String, [u64; 2]>) -> Result<Reader, StoreError> {
+        let (record, pin) = self.inner.pinned(key)?;
+        if version.is_some_and(|wanted| wanted != record.version) {
+            return Err(StoreError::Stale(format!("{key} has version {}, not the one asked for; ask again", record.version)));
+        }
+        let wanted = region(&record.data()?.spec, slice.iter().map(|(name, range)| (name.as_str(), *range)))?;
+        Reader::open(self.inner.clone(), record, pin, wanted).await
+    }
+
+    /// The whole of `key`: what it is, and its bytes.
+    pub async fn retrieve(&self, key: &Key) -> Result<(TensorSpec, Payload), StoreError> {
+        let mut reader = self.read(key, None, &BTreeMap::new()).await?;
+        let mut pieces = Vec::<Bytes>::new();
+        while let Some(piece) = reader.next().await? {
+            pieces.push(piece);
+        }
+        Ok((reader.spec().clone(), pieces.into_iter().collect()))
+    }
+
+    /// What is known of `key`.
+    pub fn info(&self, key: &Key) -> Result<Entry, StoreError> {
+        let record = self.inner.alive(key)?.ok_or_else(|| not_found(key))?;
+        self.inner.entry(&record)
+    }
+
+    /// The version of `key`, if it exists.
+    pub fn exists(&self, key: &Key) -> Result<Option<u64>, StoreError> {
+        Ok(self.inner.alive(key)?.map(|record| record.version))
+    }
+
+    /// What is declared of `key`.
+    pub fn spec(&self, key: &Key) -> Result<TensorSpec, StoreError> {
+        let record = self.inner.alive(key)?.ok_or_else(|| not_found(key))?;
+        Ok(record.data()?.spec.clone())
+    }
+
+    /// Removes `key`; false where there was none. With `version`, only that one.
+    pub async fn delete(&self, key: &Key, version: Option<u64>) -> Result<bool, StoreError> {
+        self.inner.delete(key, version).await
+    }
+
+    /// Up to `limit` keys that start with `prefix` and come after `after`, in byte order, and the `after` of the next page.
+    pub fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<(Vec<Entry>, Option<String>), StoreError> {
+        let now = self.inner.now();
+        let (mut entries, mut cursor) = (Vec::new(), after.map(String::from));
+        loop {
+            let mut page = self.inner.catalog.records(prefix, cursor.as_deref(), limit.min(1000))?;
+            let last = page.len() < limit.min(1000);
+            let end = page.last().map(|record| record.key.to_string());
+            self.inner.behind.merge(&mut page, prefix, cursor.as_deref(), end.as_deref().filter(|_| !last));
+            for record in page {
+                if record.alive(now) {
+                    if entries.len() == limit {
+                        return Ok((entries, cursor));
+                    }
+                    entries.push(self.inner.entry(&record)?);
+                }
+                cursor = Some(record.key.to_string());
+            }
+            if last {
+                return Ok((entries, None));
+            }
+        }
+    }
+
+    /// Counts, bytes and limits.
+    pub async fn stats(&self) -> StoreStats {
+        let inner = &self.inner;
+        let mut backends = BTreeMap::new();
+        for tier in inner.all_tiers() {
+            backends.insert(tier.name.clone(), BackendStats::of(tier.backend.stats().await));
+        }
+        inner.counters.snapshot(&inner.ledger, &inner.hot, inner.behind.bytes(), backends)
+    }
+
+    /// The health of each backend.
+    pub async fn health(&self) -> BTreeMap<String, HealthStatus> {
+        let mut health = BTreeMap::new();
+        for tier in self.inner.all_tiers() {
+            let status = tier.backend.health_check().await.unwrap_or_else(|e| HealthStatus::Unhealthy(e.to_string()));
+            health.insert(tier.name.clone(), status);
+        }
+        health
+    }
+
+    /// Moves the home of all keys that match the glob `pattern` from one backend to another, and says how many moved. Readers go
+    /// on; a key that changes meanwhile is left to its writer.
+    pub async fn migrate_data(&self, source: &str, target: &str, pattern: &str) -> Result<u64, StoreError> {
+        crate::migrate::migrate(&self.inner, source, target, pattern).await
+    }
+
+    /// Verifies every stored chunk and collects orphans; says what it found.
+    pub async fn scrub(&self) -> Result<upkeep::ScrubReport, StoreError> {
+        upkeep::scrub(&self.inner).await
+    }
+
+    /// The ledger of memory, for those who hold tensor bytes outside the store.
+    pub fn ledger(&self) -> &Ledger {
+        &self.inner.ledger
+    }
+
+    /// Sets memory aside, evicting from the hot tier where needed.
+    pub async fn reserve(&self, bytes: u64) -> Result<crate::ledger::Reservation, StoreError> {
+        self.inner.reserve(bytes).await
+    }
+}
+
+pub(crate) fn not_found(key: &Key) -> StoreError {
+    StoreError::NotFound(format!("no tensor {key}"))
+}
+
+impl Inner {
+    pub fn now(&self) -> u64 {
+        self.seams.clock.now_ms()
+    }
+
+    pub fn tier(&self, name: &str) -> Result<Arc<Tier>, StoreError> {
+        let tiers = self.tiers.read();
+        tiers.get(name).cloned().ok_or_else(|| StoreError::Internal(format!("no backend is named {name:?} (any more)")))
+    }
+
+    pub fn all_tiers(&self) -> Vec<Arc<Tier>> {
+        self.tiers.read().values().cloned().collect()
+    }
+
+    pub fn record_tier(&self) -> Result<Arc<Tier>, StoreError> {
+        self.tier(&self.options.record_backend)
+    }
+
+    pub fn place(&self, key: &Key, spec: &TensorSpec, consistency: Consistency) -> Result<Arc<Tier>, StoreError> {
+        self.tier(&self.router.read().select_backend(&crate::router::PlacementRequest { key, spec, consistency }))
+    }
+
+    pub async fn reserve(&self, bytes: u64) -> Result<crate::ledger::Reservation, StoreError> {
+        self.ledger.reserve(bytes, |bytes| self.hot.evict(bytes)).await
+    }
+
+    /// Whoever commits a record of `key` holds this.
+    pub async fn lock(&self, key: &Key) -> tokio::sync::MutexGuard<'_, ()> {
+        self.locks[xxh3_64(key.as_str().as_bytes()) as usize % STRIPES].lock().await
+    }
+
+    /// The latest record of `key`, tombstones and the expired included.
+    pub fn current(&self, key: &Key) -> Result<Option<TensorRecord>, StoreError> {
+        match self.behind.record(key) {
+            Some(record) => Ok(Some(record)),
+            None => self.catalog.record(key),
+        }
+    }
+
+    pub fn alive(&self, key: &Key) -> Result<Option<TensorRecord>, StoreError> {
+        let now = self.now();
+        Ok(self.current(key)?.filter(|record| record.alive(now)))
+    }
+
+    /// The record of `key`, pinned: its chunks stay while the pin is held.
+    pub fn pinned(&self, key: &Key) -> Result<(TensorRecord, crate::pins::Pin), StoreError> {
+        loop {
+            let record = self.alive(key)?.ok_or_else(|| not_found(key))?;
+            let pin = self.pins.pin(&record.write_id);
+            // Pinned too late if it has been replaced meanwhile: look again.
+            if self.current(key)?.is_some_and(|now| now.write_id == record.write_id) {
+                return Ok((record, pin));
+            }
+        }
+    }
+
+    pub fn entry(&self, record: &TensorRecord) -> Result<Entry, StoreError> {
+        let part = record.data()?;
+        let home = part.copies.first();
+        let waiting = home.is_none() && part.inline.is_none();
+        let backend = match home {
+            Some(copy) => copy.backend.clone(),
+            None if waiting => "memory".to_string(),
+            None => self.options.record_backend.clone(),
+        };
+        let mut tiers = Vec::new();
+        if waiting || self.hot.holds(&record.write_id) {
+            tiers.push("memory".to_string());
+        }
+        if !waiting && !tiers.contains(&backend) {
+            tiers.push(backend.clone());
+        }
+        let spec = &part.spec;
+        Ok(Entry {
+            key: record.key.to_string(),
+            version: record.version,
+            generation: record.generation,
+            dtype: spec.dtype().name().to_string(),
+            shape: spec.shape().to_vec(),
+            axes: spec.axes().to_vec(),
+            nbytes: spec.nbytes(),
+            stored_bytes: home.map_or(spec.nbytes(), |copy| copy.stored_bytes()),
+            backend,
+            tiers,
+            codec: home.and_then(|copy| copy.chains.last().cloned()).unwrap_or_else(|| Chain::NONE.to_string()),
+            consistency: record.consistency,
+            created_ms: record.created_ms,
+            expires_ms: record.expires_ms,
+            attributes: spec.attributes().clone(),
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! The commit point: a record, created where there was none before.
+
+use std::sync::Arc;
+
+use sira_backend::{BackendError, Durability, PutMode, PutOptions, PutOutcome};
+use sira_wire::{Condition, Key};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::catalog::Garbage;
+use crate::client::{Inner, Tier};
+use crate::hot::HotPart;
+use crate::record::TensorRecord;
+use crate::{StoreError, upkeep};
+
+/// A change that waits for its turn.
+pub(crate) struct Commit {
+    /// The record, its version and generation still to be set.
+    pub record: TensorRecord,
+    pub condition: Option<Condition>,
+    pub durability: Durability,
+}
+
+/// Whether a put of `key` may go ahead over `alive`.
+pub(crate) fn check(key: &Key, alive: Option<&TensorRecord>, condition: Option<Condition>) -> Result<(), StoreError> {
+    match (condition, alive) {
+        (Some(Condition::Absent), Some(record)) => Err(StoreError::Exists(format!("{key} exists with version {}", record.version))),
+        (Some(Condition::Version(wanted)), Some(record)) if record.version != wanted => {
+            Err(StoreError::Stale(format!("{key} has version {}, not {wanted}", record.version)))
+        }
+        (Some(Condition::Version(wanted)), None) => Err(StoreError::Stale(format!("{key} does not exist, so it has no version {wanted}"))),
+        _ => Ok(()),
+    }
+}
+
+impl Inner {
+    /// Commits a put and says whether the key was absent before.
+    pub async fn commit(self: &Arc<Self>, commit: &mut Commit) -> Result<bool, StoreError> {
+        let key = commit.record.key.clone();
+        let _turn = self.lock(&key).await;
+        let created = self.number(commit)?;
+        self.append(&mut commit.record, commit.durability).await?;
+        self.behind.remove(&key, None);
+        Ok(created)
+    }
+
+    /// Commits a put to memory; the disk follows.
+    pub async fn commit_behind(
+        self: &Arc<Self>,
+        commit: &mut Commit,
+        part: Arc<HotPart>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<bool, StoreError> {
+        let key = commit.record.key.clone();
+        let _turn = self.lock(&key).await;
+        let created = self.number(commit)?;
+        self.behind.insert(commit.record.clone(), part, permit);
+        self.nudge.notify_one();
+        Ok(created)
+    }
+
+    /// Checks the condition of a put and gives it the next version; says whether the key is absent.
+    fn number(&self, commit: &mut Commit) -> Result<bool, StoreError> {
+        let current = self.current(&commit.record.key)?;
+        let alive = current.as_ref().filter(|record| record.alive(self.now()));
+        check(&commit.record.key, alive, commit.condition)?;
+        commit.record.version = current.as_ref().map_or(0, |record| record.version) + 1;
+        commit.record.generation = current.as_ref().map_or(0, |record| record.generation) + 1;
+        Ok(alive.is_none())
+    }
+
+    /// Removes `key`; false where there was none.
+    pub async fn delete(self: &Arc<Self>, key: &Key, version: Option<u64>) -> Result<bool, StoreError> {
+        let turn = self.lock(key).await;
+        let Some(current) = self.current(key)?.filter(|record| record.alive(self.now())) else { return Ok(false) };
+        check(key, Some(&current), version.map(Condition::Version))?;
+        self.bury(current).await?;
+        drop(turn);
+        self.counters.deletes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Puts a tombstone over `current`, whose key the caller has locked, and gives back the room it takes unless it is being read.
+    pub async fn bury(self: &Arc<Self>, current: TensorRecord) -> Result<(), StoreError> {
+        let key = current.key.clone();
+        // What was never written behind needs no tombstone; what it was to replace does.
+        if let Some(stored) = self.catalog.record(&key)?.filter(|stored| !stored.tombstone) {
+            let mut tombstone = TensorRecord {
+                tombstone: true,
+                created_ms: self.now(),
+                expires_ms: None,
+                write_id: self.seams.write_id(),
+                parts: Vec::new(),
+                ..current.clone()
+            };
+            self.append(&mut tombstone, crate::write::durability(current.consistency)).await?;
+            if let Err(error) = upkeep::collect(self, &stored.write_id).await {
+                tracing::warn!(%error, %key, "what a deleted tensor took is collected later");
+            }
+        }
+        self.behind.remove(&key, None);
+        Ok(())
+    }
+
+    /// Makes `record` the next record of its key. The caller holds the key's lock and has set the version.
+    pub async fn append(self: &Arc<Self>, record: &mut TensorRecord, durability: Durability) -> Result<(), StoreError> {
+        let tier = self.record_tier()?;
+        let mut stored = self.catalog.record(&record.key)?;
+        loop {
+            record.generation = stored.as_ref().map_or(0, |stored| stored.generation) + 1;
+            // A record this node had not heard of, of a commit that was cut off or of another node, came first.
+            let Some(other) = create(&tier, record, durability).await? else { break };
+            record.version = record.version.max(other.version + u64::from(!record.tombstone));
+            self.adopt(&other, stored.as_ref()).await?;
+            stored = Some(other);
+        }
+        let garbage = stored.as_ref().map(|old| Garbage::of(old, Some(record)));
+        if let Err(error) = self.index(record, stored.as_ref().zip(garbage.as_ref()), durability).await {
+            // Not in the index: take the record back, so that a failed put stays invisible after a restart too.
+            drop(tier.backend.delete(&record.name()).await);
+            return Err(error);
+        }
+        if let Some(old) = stored {
+            self.hot.remove(&old.write_id);
+            self.nudge.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Takes a record found in the record backend into the index.
+    pub async fn adopt(&self, record: &TensorRecord, replaced: Option<&TensorRecord>) -> Result<(), StoreError> {
+        let garbage = replaced.map(|old| Garbage::of(old, Some(record)));
+        self.index(record, replaced.zip(garbage.as_ref()), Durability::Logged).await
+    }
+
+    async fn index(
+        &self,
+        record: &TensorRecord,
+        replaced: Option<(&TensorRecord, &Garbage)>,
+        durability: Durability,
+    ) -> Result<(), StoreError> {
+        let forget = record.tombstone.then(|| record.created_ms + self.options.tombstone_grace.as_millis() as u64);
+        self.catalog.commit(record, replaced, record.expires_ms.or(forget), durability == Durability::Durable).await
+    }
+}
+
+/// Creates `record` in its backend. `Some`: another record has its place.
+async fn create(tier: &Tier, record: &TensorRecord, durability: Durability) -> Result<Option<TensorRecord>, StoreError> {
+    let (name, bytes) = (record.name(), record.to_bytes());
+    let options = PutOptions { mode: PutMode::Create, durability, expires_in: None };
+    match tier.backend.put(&name, bytes.into(), options).await {
+        Ok(PutOutcome::Written) => Ok(None),
+        Ok(PutOutcome::Exists) => found(tier, record, &name).await,
+        // It may have been written all the same: what is there decides.
+        Err(error @ BackendError::Unavailable { .. }) => match tier.backend.get(&name, None).await {
+            Ok(Some(_)) => found(tier, record, &name).await,
+            _ => Err(tier.failed(error)),
+        },
+        Err(error) => Err(tier.failed(error)),
+    }
+}
+
+/// The record at `name`, unless it is `record` itself.
+async fn found(tier: &Tier, record: &TensorRecord, name: &str) -> Result<Option<TensorRecord>, StoreError> {
+    let bytes = tier.backend.get(name, None).await.map_err(|e| tier.failed(e))?;
+    let bytes = bytes.ok_or_else(|| StoreError::Busy(format!("{} changes too fast; try again", record.key)))?;
+    let other = TensorRecord::from_bytes(&format!("{name} in {}", tier.name), &bytes)?;
+    Ok((other.write_id != record.write_id).then_some(other))
+}

@@ -1,0 +1,37 @@
+//! The engine of Sira: tensors under keys, in memory and in backends.
+//!
+//! A put is gathered into slabs, cut into chunks, encoded, and stored under a random write id ([`Writer`]); its record, created where
+//! there was none, is the commit point. A get pins its record, so that it ends on the version it began with ([`Reader`]). One ledger
+//! counts memory ([`ledger`]); the catalog ([`catalog`]) is this node's index of records. docs/architecture.md has the picture.
+
+mod behind;
+pub mod catalog;
+mod client;
+mod commit;
+mod error;
+#[allow(missing_docs, unsafe_code, unused_qualifications, clippy::all, clippy::unwrap_used)]
+// Reason: written by flatc from schemas/, see `make schemas`.
+mod generated {
+    pub mod record;
+}
+mod hot;
+pub mod ledger;
+mod migrate;
+mod pins;
+mod read;
+mod record;
+mod recover;
+mod router;
+mod seams;
+mod stats;
+mod upkeep;
+mod write;
+
+pub use client::{StorageClient, StoreOptions, WriteOptions};
+pub use error::StoreError;
+pub use read::Reader;
+pub use router::{PlacementRequest, Router, RoutingStrategy, Rule};
+pub use seams::{Clock, Seams, Spawner};
+pub use stats::{BackendStats, MemoryStats, OperationStats, StoreStats};
+pub use upkeep::ScrubReport;
+pub use write::Writer;

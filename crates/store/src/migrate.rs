@@ -1,0 +1,70 @@
+//! Moving the home of tensors from one backend to another.
+
+use std::sync::Arc;
+
+use globset::Glob;
+use sira_backend::Durability;
+
+use crate::StoreError;
+use crate::client::{Inner, needs};
+use crate::read::ChunkSource;
+use crate::record::{TensorRecord, chunk_name};
+use crate::upkeep;
+use crate::write::ChunkSink;
+
+/// Keys looked at in one go.
+const PAGE: usize = 1000;
+
+pub(crate) async fn migrate(inner: &Arc<Inner>, source: &str, target: &str, pattern: &str) -> Result<u64, StoreError> {
+    let glob = Glob::new(pattern).map_err(|e| StoreError::Config(format!("pattern {pattern:?}: {e}")))?.compile_matcher();
+    inner.tier(source)?;
+    inner.tier(target)?;
+    let (mut moved, mut after) = (0, None::<String>);
+    loop {
+        let page = inner.catalog.records("", after.as_deref(), PAGE)?;
+        for record in page.iter().filter(|record| record.alive(inner.now()) && glob.is_match(record.key.as_str())) {
+            if record.parts.iter().flat_map(|part| &part.copies).any(|copy| copy.backend == source) {
+                moved += u64::from(move_one(inner, record, source, target).await?);
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() == PAGE => after = Some(last.key.to_string()),
+            _ => return Ok(moved),
+        }
+    }
+}
+
+/// Copies the chunks as they are stored, then commits the record that names them; false if the key has changed meanwhile.
+async fn move_one(inner: &Arc<Inner>, record: &TensorRecord, source: &str, target: &str) -> Result<bool, StoreError> {
+    let _pin = inner.pins.pin(&record.write_id);
+    let home = inner.tier(target)?;
+    if home.keeps() < needs(record.consistency) {
+        return Err(StoreError::Unsupported(format!("{}: backend {target} cannot keep {}", record.key, record.consistency)));
+    }
+    let write_id = inner.seams.write_id();
+    let mut next = TensorRecord { write_id: write_id.clone(), ..record.clone() };
+    let spec = record.data()?.spec.clone();
+    let sink = ChunkSink::begin(inner, home, &record.key, &write_id, &spec, inner.options.codec.clone(), Durability::Durable)?;
+    let copied = async {
+        for copy in next.parts.iter_mut().flat_map(|part| &mut part.copies).filter(|copy| copy.backend == source) {
+            let chunks = ChunkSource::new(inner, record, copy.clone())?;
+            for cell in 0..chunks.grid.cells() {
+                let _memory = inner.reserve(copy.chunks[cell as usize].stored_bytes).await?;
+                sink.put(&chunk_name(&write_id, 0, cell), chunks.fetch(cell).await?).await?;
+            }
+            copy.backend = target.to_string();
+            copy.write_id.clone_from(&write_id);
+        }
+        let _turn = inner.lock(&record.key).await;
+        let unchanged = inner.current(&record.key)?.is_some_and(|now| now.write_id == record.write_id);
+        if unchanged {
+            inner.append(&mut next, Durability::Durable).await?;
+        }
+        Ok(unchanged)
+    }
+    .await;
+    if !matches!(copied, Ok(true)) {
+        upkeep::sweep(inner, &sink.home, &write_id).await?;
+    }
+    copied
+}

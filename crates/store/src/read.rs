@@ -1,0 +1,279 @@
+//! A get in progress: the bytes of a box, row-major, piece by piece, from memory or chunk by chunk from its home.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use sira_backend::Payload;
+use sira_codec::{Chain, ChunkContext};
+use sira_tensor::TensorSpec;
+use sira_tensor::grid::{Grid, Region, runs};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::StoreError;
+use crate::client::{Inner, Tier};
+use crate::hot::HotPart;
+use crate::ledger::Reservation;
+use crate::pins::Pin;
+use crate::record::{PartCopy, TensorRecord, chunk_name};
+use crate::write::{INLINE_BYTES, origin_and_shape};
+
+/// Bytes of a piece gathered from memory for a box that is not whole.
+const PIECE: u64 = 2 << 20;
+
+/// Chunks of a slab fetched at once, and slabs in the making at once.
+const WIDTH: usize = 2;
+
+/// A get in progress. What it reads stays as it was when it began.
+pub struct Reader {
+    spec: TensorSpec,
+    version: u64,
+    pieces: BoxStream<'static, Result<Bytes, StoreError>>,
+    missing: u64,
+    inner: Arc<Inner>,
+    /// Pieces to keep in the hot tier when all have come.
+    keep: Option<(String, Payload, Reservation)>,
+    _pin: Pin,
+    _working: Reservation,
+}
+
+impl Reader {
+    pub(crate) async fn open(inner: Arc<Inner>, record: TensorRecord, pin: Pin, wanted: Region) -> Result<Reader, StoreError> {
+        let part = record.data()?.clone();
+        let (_, extents) = origin_and_shape(&wanted);
+        let whole = extents == part.spec.shape();
+        let spec = TensorSpec::new(part.spec.dtype(), extents)?
+            .with_axes(part.spec.axes().to_vec())?
+            .with_attributes(part.spec.attributes().clone())?;
+        // What goes onto the wire is copied into a message, and two are under way.
+        let wire = 2 * spec.nbytes().min(4 << 20);
+        let memory = inner.behind.part(&record.key, &record.write_id).or_else(|| inner.hot.get(&record.write_id));
+        let counters = &inner.counters;
+        if memory.is_some() { &counters.hits } else { &counters.misses }.fetch_add(1, Ordering::Relaxed);
+        let (pieces, working, keep) = if let Some(hot) = memory {
+            (from_memory(hot, &part.spec, wanted, whole), inner.reserve(wire).await?, None)
+        } else if part.inline.is_some() {
+            let working = inner.reserve(wire + INLINE_BYTES).await?;
+            let reservation = inner.hot.admit(part.spec.nbytes());
+            let bytes = inline(&inner, &record).await?;
+            let hot = Arc::new(HotPart::new(bytes.into(), reservation.unwrap_or(inner.reserve(0).await?)));
+            if part.spec.nbytes() > 0 && part.spec.nbytes() <= inner.hot.limit() {
+                inner.hot.insert(&record.write_id, hot.clone());
+            }
+            (from_memory(hot, &part.spec, wanted, whole), working, None)
+        } else {
+            let copy = part.copies.first().cloned();
+            let copy = copy.ok_or_else(|| StoreError::Corrupt(format!("tensor {}: its record names no copy", record.key)))?;
+            let source = ChunkSource::new(&inner, &record, copy)?;
+            let chunk = source.grid.region_bytes(&source.grid.cell(0));
+            let slab = source.grid.slab_bytes().min(spec.nbytes());
+            let working = inner.reserve(wire + WIDTH as u64 * (slab + 2 * WIDTH as u64 * chunk)).await?;
+            let keep = whole.then(|| inner.hot.admit(part.spec.nbytes())).flatten();
+            let keep = keep.map(|reservation| (record.write_id.clone(), Payload::default(), reservation));
+            (source.stream(wanted), working, keep)
+        };
+        inner.counters.gets.fetch_add(1, Ordering::Relaxed);
+        Ok(Reader { missing: spec.nbytes(), spec, version: record.version, pieces, inner, keep, _pin: pin, _working: working })
+    }
+
+    /// What is being read: the dtype of the tensor, and the shape of the box.
+    pub fn spec(&self) -> &TensorSpec {
+        &self.spec
+    }
+
+    /// The version that is being read.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The next bytes, row-major; `None` after the last.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
+        let Some(piece) = self.pieces.try_next().await? else {
+            return match self.missing {
+                0 => Ok(None),
+                missing => Err(StoreError::Internal(format!("a read ended {missing} bytes early"))),
+            };
+        };
+        self.missing = self
+            .missing
+            .checked_sub(piece.len() as u64)
+            .ok_or_else(|| StoreError::Internal("a read gave more bytes than its box has".into()))?;
+        self.inner.counters.get_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        if let Some((_, payload, _)) = &mut self.keep {
+            payload.push(piece.clone());
+        }
+        if self.missing == 0
+            && let Some((write_id, payload, reservation)) = self.keep.take()
+        {
+            self.inner.hot.insert(&write_id, Arc::new(HotPart::new(payload, reservation)));
+        }
+        Ok(Some(piece))
+    }
+}
+
+/// The bytes of an inline part: the catalog's copy of the record leaves them out.
+async fn inline(inner: &Inner, record: &TensorRecord) -> Result<Vec<u8>, StoreError> {
+    if record.data()?.spec.nbytes() == 0 {
+        return Ok(Vec::new());
+    }
+    let (tier, name) = (inner.record_tier()?, record.name());
+    let place = format!("of tensor {} in backend {}", record.key, tier.name);
+    let bytes = tier.backend.get(&name, None).await.map_err(|e| tier.failed(e))?;
+    let bytes = bytes.ok_or_else(|| StoreError::Corrupt(format!("record {place} is gone")))?;
+    let stored = TensorRecord::from_bytes(&place, &bytes)?;
+    let part = stored.data()?;
+    match &part.inline {
+        Some(bytes) if bytes.len() as u64 == part.spec.nbytes() && stored.write_id == record.write_id => Ok(bytes.clone()),
+        _ => Err(StoreError::Corrupt(format!("record {place} is not the one in the catalog"))),
+    }
+}
+
+/// The box `wanted` of a part that lies in memory.
+fn from_memory(part: Arc<HotPart>, spec: &TensorSpec, wanted: Region, whole: bool) -> BoxStream<'static, Result<Bytes, StoreError>> {
+    if whole {
+        let pieces: Vec<_> = part.payload.pieces().iter().cloned().map(Ok).collect();
+        return futures::stream::iter(pieces).boxed();
+    }
+    let item = spec.dtype().item_size().unwrap_or(1) as u64;
+    let (run, begins) = runs(spec.shape(), item, &wanted);
+    let mut begins = begins.collect::<Vec<_>>().into_iter().peekable();
+    let mut within = 0;
+    let pieces = std::iter::from_fn(move || {
+        let mut piece = Vec::new();
+        while (piece.len() as u64) < PIECE {
+            let Some(&begin) = begins.peek() else { break };
+            let take = (run - within).min(PIECE - piece.len() as u64);
+            append(&mut piece, &part.payload, begin + within, take);
+            within += take;
+            if within == run {
+                within = 0;
+                begins.next();
+            }
+        }
+        (!piece.is_empty()).then(|| Ok(Bytes::from(piece)))
+    });
+    futures::stream::iter(pieces).boxed()
+}
+
+/// Appends `len` bytes of `payload` from `offset` on.
+fn append(target: &mut Vec<u8>, payload: &Payload, mut offset: u64, len: u64) {
+    let mut left = len as usize;
+    for piece in payload.pieces() {
+        let size = piece.len() as u64;
+        if offset >= size {
+            offset -= size;
+            continue;
+        }
+        let take = left.min((size - offset) as usize);
+        target.extend_from_slice(&piece[offset as usize..offset as usize + take]);
+        left -= take;
+        offset = 0;
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+/// The chunks of one copy.
+pub(crate) struct ChunkSource {
+    inner: Arc<Inner>,
+    tier: Arc<Tier>,
+    record: TensorRecord,
+    spec: TensorSpec,
+    copy: PartCopy,
+    chains: Vec<Chain>,
+    pub grid: Grid,
+}
+
+impl ChunkSource {
+    pub fn new(inner: &Arc<Inner>, record: &TensorRecord, copy: PartCopy) -> Result<ChunkSource, StoreError> {
+        let spec = record.data()?.spec.clone();
+        let grid = Grid::new(&spec, &copy.chunk_shape)?;
+        if grid.cells() != copy.chunks.len() as u64 {
+            let (has, wants) = (copy.chunks.len(), grid.cells());
+            return Err(StoreError::Corrupt(format!("tensor {}: {has} chunks in its record, {wants} in its grid", record.key)));
+        }
+        let chains = copy.chains.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        Ok(ChunkSource { inner: inner.clone(), tier: inner.tier(&copy.backend)?, record: record.clone(), spec, copy, chains, grid })
+    }
+
+    /// The box `wanted`, slab by slab.
+    fn stream(self, wanted: Region) -> BoxStream<'static, Result<Bytes, StoreError>> {
+        let source = Arc::new(self);
+        let parts = source.grid.slabs().map(move |slab| overlap(&slab.region, &wanted));
+        let parts = parts.filter(|part| part.iter().all(|r| !r.is_empty()));
+        futures::stream::iter(parts).map(move |part| source.clone().read_slab(part)).buffered(WIDTH).boxed()
+    }
+
+    /// A box that lies within one slab, row-major.
+    async fn read_slab(self: Arc<Self>, part: Region) -> Result<Bytes, StoreError> {
+        let cells = self.grid.touched(&part);
+        if let [cell] = cells[..]
+            && self.grid.cell(cell) == part
+        {
+            return self.read_cell(cell).await;
+        }
+        let mut target = vec![0; self.grid.region_bytes(&part) as usize];
+        let fetched = futures::stream::iter(cells).map(|cell| {
+            let source = self.clone();
+            async move { source.clone().read_cell(cell).await.map(|raw| (source.grid.cell(cell), raw)) }
+        });
+        let mut fetched = fetched.buffered(WIDTH);
+        while let Some((region, raw)) = fetched.try_next().await? {
+            self.grid.copy(&overlap(&region, &part), &raw, &region, &mut target, &part);
+        }
+        Ok(target.into())
+    }
+
+    /// One chunk, verified and decoded.
+    async fn read_cell(self: Arc<Self>, cell: u64) -> Result<Bytes, StoreError> {
+        let stored = self.fetch(cell).await?;
+        let chunk = self.copy.chunks[cell as usize];
+        let chain = self.chains.get(chunk.chain as usize);
+        let chain = chain.ok_or_else(|| self.corrupt(cell, format!("codec chain {} is not in the record", chunk.chain)))?.clone();
+        let region = self.grid.cell(cell);
+        let raw_len = self.grid.region_bytes(&region) as usize;
+        let raw = if chain.is_none() {
+            Some(Ok(stored))
+        } else {
+            let (spec, (origin, shape)) = (self.spec.clone(), origin_and_shape(&region));
+            let decode = move || {
+                let context = ChunkContext { dtype: spec.dtype(), shape: &shape, origin: &origin };
+                chain.decode(&stored, raw_len, context).map(Bytes::from)
+            };
+            self.inner.seams.work(decode).await
+        };
+        match raw {
+            Some(Ok(raw)) if raw.len() == raw_len => Ok(raw),
+            Some(Ok(raw)) => Err(self.corrupt(cell, format!("{} bytes where {raw_len} belong", raw.len()))),
+            Some(Err(error)) => Err(self.corrupt(cell, error.to_string())),
+            None => Err(StoreError::Internal(format!("decoding a chunk of {} failed", self.record.key))),
+        }
+    }
+
+    /// The stored bytes of one chunk, verified.
+    pub async fn fetch(&self, cell: u64) -> Result<Bytes, StoreError> {
+        let chunk = self.copy.chunks[cell as usize];
+        let stored = self.tier.backend.get(&chunk_name(&self.copy.write_id, 0, cell), None).await.map_err(|e| self.tier.failed(e))?;
+        let stored = stored.ok_or_else(|| self.corrupt(cell, "it is gone".into()))?;
+        if stored.len() as u64 != chunk.stored_bytes {
+            return Err(self.corrupt(cell, format!("{} bytes are stored where {} were written", stored.len(), chunk.stored_bytes)));
+        }
+        match xxh3_64(&stored) == chunk.checksum {
+            true => Ok(stored),
+            false => Err(self.corrupt(cell, "its checksum does not match".into())),
+        }
+    }
+
+    fn corrupt(&self, cell: u64, reason: String) -> StoreError {
+        self.inner.counters.corrupt.fetch_add(1, Ordering::Relaxed);
+        let (key, version, backend) = (&self.record.key, self.record.version, &self.tier.name);
+        StoreError::Corrupt(format!("tensor {key} version {version}, chunk {cell} in backend {backend}: {reason}"))
+    }
+}
+
+fn overlap(a: &[std::ops::Range<u64>], b: &[std::ops::Range<u64>]) -> Region {
+    a.iter().zip(b).map(|(a, b)| a.start.max(b.start)..a.end.min(b.end)).collect()
+}

@@ -1,0 +1,97 @@
+//! Placement: which backend becomes a tensor's home.
+
+use globset::{Glob, GlobMatcher};
+use sira_tensor::TensorSpec;
+use sira_wire::{Consistency, Key};
+
+use crate::StoreError;
+
+/// What a strategy may look at: never the payload.
+#[derive(Debug)]
+pub struct PlacementRequest<'a> {
+    /// The key.
+    pub key: &'a Key,
+    /// What was declared.
+    pub spec: &'a TensorSpec,
+    /// The level asked for.
+    pub consistency: Consistency,
+}
+
+/// One link of the chain.
+pub trait RoutingStrategy: Send + Sync + 'static {
+    /// The name of a registered backend, or `None` to leave it to the next strategy.
+    fn select_backend(&self, request: &PlacementRequest<'_>) -> Option<String>;
+}
+
+/// Sends keys that match a glob, and tensors within a range of sizes, to one backend.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    glob: GlobMatcher,
+    bytes: std::ops::RangeInclusive<u64>,
+    backend: String,
+}
+
+impl Rule {
+    /// A rule for keys (`namespace/rest`) that match `pattern`, with `bytes` raw bytes. `*` matches any text, `/` included, as in `cache:*`.
+    pub fn new(pattern: &str, bytes: std::ops::RangeInclusive<u64>, backend: &str) -> Result<Rule, StoreError> {
+        let glob = Glob::new(pattern).map_err(|e| StoreError::Config(format!("pattern {pattern:?}: {e}")))?;
+        Ok(Rule { glob: glob.compile_matcher(), bytes, backend: backend.to_string() })
+    }
+
+    /// The backend it sends to.
+    pub fn backend(&self) -> &str {
+        &self.backend
+    }
+}
+
+impl RoutingStrategy for Rule {
+    fn select_backend(&self, request: &PlacementRequest<'_>) -> Option<String> {
+        let fits = self.bytes.contains(&request.spec.nbytes()) && self.glob.is_match(request.key.as_str());
+        fits.then(|| self.backend.clone())
+    }
+}
+
+/// The chain: the first strategy that answers wins, the default is last.
+pub struct Router {
+    strategies: Vec<Box<dyn RoutingStrategy>>,
+    default: String,
+}
+
+impl Router {
+    /// A router that sends everything to `default`.
+    pub fn new(default: &str) -> Router {
+        Router { strategies: Vec::new(), default: default.to_string() }
+    }
+
+    /// Appends a strategy before the default.
+    pub fn add_strategy(&mut self, strategy: Box<dyn RoutingStrategy>) {
+        self.strategies.push(strategy);
+    }
+
+    /// The backend for a tensor.
+    pub fn select_backend(&self, request: &PlacementRequest<'_>) -> String {
+        self.strategies.iter().find_map(|s| s.select_backend(request)).unwrap_or_else(|| self.default.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sira_tensor::DType;
+
+    use super::*;
+
+    #[test]
+    fn the_first_rule_that_matches_wins() {
+        let mut router = Router::new("rocksdb");
+        router.add_strategy(Box::new(Rule::new("cache:*", 0..=u64::MAX, "memory").unwrap()));
+        router.add_strategy(Box::new(Rule::new("*", 1000..=u64::MAX, "object").unwrap()));
+        let place = |key: &str, n| {
+            let (key, spec) = (key.parse().unwrap(), TensorSpec::new(DType::UInt8, vec![n]).unwrap());
+            router.select_backend(&PlacementRequest { key: &key, spec: &spec, consistency: Consistency::Eventual })
+        };
+        assert_eq!(place("cache:a/x/y", 2000), "memory");
+        assert_eq!(place("data/x", 2000), "object");
+        assert_eq!(place("data/cache:x", 10), "rocksdb");
+        assert!(Rule::new("a[", 0..=1, "x").is_err());
+    }
+}
