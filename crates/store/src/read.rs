@@ -72,6 +72,8 @@ impl Reader {
             let working = inner.reserve(wire + WIDTH as u64 * (slab + 2 * WIDTH as u64 * chunk)).await?;
             let keep = whole.then(|| inner.hot.admit(part.spec.nbytes())).flatten();
             let keep = keep.map(|reservation| (record.write_id.clone(), Payload::default(), reservation));
+            // A packed part is cut as flat bytes, and always read whole.
+            let wanted = if whole { source.grid.shape().iter().map(|&extent| 0..extent).collect() } else { wanted };
             (source.stream(wanted), working, keep)
         };
         inner.counters.gets.fetch_add(1, Ordering::Relaxed);

@@ -1,0 +1,40 @@
+# `make` lists the everyday commands; scripts/ does the work.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+IN := source scripts/env.sh &&
+PYTHON := .venv/bin/python
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+demo: ## store a real KV cache, kill the server, read it back (minutes; the first time up to 40: it compiles RocksDB once)
+	@scripts/setup.sh
+	@$(MAKE) --no-print-directory build
+	@$(PYTHON) scripts/demo.py
+
+test: ## everything CI runs: format, lints, Rust tests, Python tests against a real server
+	@scripts/setup.sh
+	@scripts/test.sh
+
+build: ## the program, in release, at bin/sira
+	@scripts/setup.sh packages
+	@$(IN) cargo build --release --locked --package sira
+	@mkdir -p bin && source scripts/env.sh && install "$$CARGO_TARGET_DIR/release/sira" bin/sira
+
+check: ## format, lints and schemas, without tests
+	@scripts/setup.sh
+	@scripts/test.sh check
+
+bench: ## speed, as ratios within one run
+	@scripts/setup.sh
+	@$(MAKE) --no-print-directory build
+	@$(IN) cargo bench --locked --package sira-benches
+
+docs: ## the crates' documentation, in the target folder
+	@scripts/setup.sh packages
+	@$(IN) cargo doc --locked --workspace --no-deps && echo "$$CARGO_TARGET_DIR/doc/sira_store/index.html"
+
+schemas: ## the code of schemas/*.fbs, after a change there
+	@scripts/schemas.sh
+
+.PHONY: help demo test build check bench docs schemas

@@ -1,0 +1,96 @@
+//! Why a call failed.
+
+use std::io;
+
+use sira_tensor::TensorError;
+use sira_wire::{Code, WireError};
+
+/// Why a call failed. [`ClientError::code`] gives the wire's stable code where there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Refused by the server, or by this client with the words that the server would have used.
+    #[error(transparent)]
+    Refused(#[from] WireError),
+    /// The description of the tensor is wrong.
+    #[error("SIRA_BAD_TENSOR: {0}")]
+    BadTensor(#[from] TensorError),
+    /// The URL is not one of a server.
+    #[error("bad URL {url:?}: {reason}")]
+    BadUrl {
+        /// The URL.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No connection, or it broke.
+    #[error("{context}: {reason}")]
+    Transport {
+        /// What was being done.
+        context: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The source of a put failed or held another number of bytes than its spec says; nothing was committed.
+    #[error("nothing was stored: {0}")]
+    Source(#[source] io::Error),
+    /// The server's answer is not what the contract says.
+    #[error("the server's answer is not understood: {0}")]
+    Protocol(String),
+}
+
+impl ClientError {
+    /// The wire's stable code, where there is one.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            ClientError::Refused(error) => Some(error.code),
+            ClientError::BadTensor(_) => Some(Code::BadTensor),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn protocol(reason: impl ToString) -> ClientError {
+        ClientError::Protocol(reason.to_string())
+    }
+}
+
+impl From<tonic::Status> for ClientError {
+    fn from(status: tonic::Status) -> ClientError {
+        let message = status.message();
+        match (Code::of_message(message), message.split_once(':')) {
+            (Some(code), Some((_, reason))) => ClientError::Refused(WireError::new(code, reason.trim_start())),
+            _ => ClientError::Transport { context: format!("the server answered {:?}", status.code()), reason: innermost(&status) },
+        }
+    }
+}
+
+impl From<tonic::transport::Error> for ClientError {
+    fn from(error: tonic::transport::Error) -> ClientError {
+        ClientError::Transport { context: "no connection".into(), reason: innermost(&error) }
+    }
+}
+
+/// The last cause, which is what the system said: tonic's own words are `transport error`.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    match (cause.to_string(), error.to_string()) {
+        (inner, _) if !inner.is_empty() => inner,
+        (_, outer) => outer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_with_a_code_keeps_it_and_its_text() {
+        let error = ClientError::from(tonic::Status::not_found("SIRA_NOT_FOUND: ns/k: no such key"));
+        assert_eq!(error.code(), Some(Code::NotFound));
+        assert_eq!(error.to_string(), "SIRA_NOT_FOUND: ns/k: no such key");
+        let error = ClientError::from(tonic::Status::unavailable("tcp connect error"));
+        assert_eq!(error.code(), None);
+    }
+}

@@ -1,0 +1,98 @@
+//! The answer to a get: pieces as they arrive, the count exact.
+
+use std::collections::BTreeMap;
+
+use arrow_flight::FlightData;
+use arrow_schema::Schema;
+use bytes::{Bytes, BytesMut};
+use sira_tensor::TensorSpec;
+use sira_tensor::carrier::Column;
+use sira_wire::{Code, WireError, metadata};
+use tonic::Streaming;
+
+use crate::{ClientError, message};
+
+/// What of a tensor to get.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GetOptions {
+    /// Refuse any other version.
+    pub version: Option<u64>,
+    /// A half-open range for each axis named; unnamed axes by position, `"0"`.
+    pub slice: BTreeMap<String, [u64; 2]>,
+}
+
+/// A tensor on its way: what it is, then its bytes, row-major and little-endian.
+#[derive(Debug)]
+pub struct TensorStream {
+    spec: TensorSpec,
+    column: Column,
+    messages: Streaming<FlightData>,
+    received: u64,
+}
+
+impl TensorStream {
+    /// Reads the schema, which comes first.
+    pub(crate) async fn open(mut messages: Streaming<FlightData>) -> Result<TensorStream, ClientError> {
+        let first = messages.message().await?.ok_or_else(|| ClientError::protocol("a get without a schema"))?;
+        let schema = Schema::try_from(&first).map_err(ClientError::protocol)?;
+        let column = Column::of(&schema)?;
+        if column.permutation.is_some() {
+            return Err(ClientError::protocol("a permuted column"));
+        }
+        Ok(TensorStream { spec: read_spec(&schema)?, column, messages, received: 0 })
+    }
+
+    /// Dtype, shape and axes of what comes: of the slice, where one was asked for.
+    pub fn spec(&self) -> &TensorSpec {
+        &self.spec
+    }
+
+    /// The next bytes; `None` once all have come and the server has confirmed it. Fewer or more bytes than the tensor has are an error.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        let incomplete = |reason| Err(WireError::new(Code::Incomplete, reason).into());
+        while let Some(data) = self.messages.message().await? {
+            if data.data_header.is_empty() {
+                continue; // only application metadata
+            }
+            let piece = message::rows(&data, &self.column)?;
+            self.received += piece.len() as u64;
+            if self.received > self.spec.nbytes() {
+                return incomplete(format!("more than the {} bytes of the tensor came", self.spec.nbytes()));
+            }
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+        if self.received < self.spec.nbytes() {
+            return incomplete(format!("{} of {} bytes came", self.received, self.spec.nbytes()));
+        }
+        Ok(None)
+    }
+
+    /// All bytes in one buffer; a copy unless they came in one message.
+    pub async fn into_bytes(mut self) -> Result<Bytes, ClientError> {
+        let Some(first) = self.next().await? else { return Ok(Bytes::new()) };
+        let Some(second) = self.next().await? else { return Ok(first) };
+        // The server's word is not enough to allocate by: beyond the first pieces the buffer grows with what comes.
+        let room = self.spec.nbytes().min(1 << 30);
+        let mut whole = BytesMut::with_capacity(usize::try_from(room).unwrap_or(0));
+        whole.extend_from_slice(&first);
+        whole.extend_from_slice(&second);
+        while let Some(piece) = self.next().await? {
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.freeze())
+    }
+}
+
+/// The tensor that a carrier's schema metadata describes.
+fn read_spec(schema: &Schema) -> Result<TensorSpec, ClientError> {
+    let entry = |name: &str| schema.metadata().get(name).ok_or_else(|| ClientError::protocol(format!("a schema without {name}")));
+    let dtype = entry(metadata::DTYPE)?.parse()?;
+    let shape = serde_json::from_str(entry(metadata::SHAPE)?).map_err(ClientError::protocol)?;
+    let axes = match entry(metadata::AXES) {
+        Ok(text) => serde_json::from_str(text).map_err(ClientError::protocol)?,
+        Err(_) => Vec::new(),
+    };
+    Ok(TensorSpec::new(dtype, shape)?.with_axes(axes)?)
+}

@@ -1,0 +1,105 @@
+//! Arrow IPC messages of the one column that carries a tensor: built without copying its bytes, read with every length checked.
+
+use std::collections::HashMap;
+
+use arrow_flight::{FlightData, FlightDescriptor, SchemaAsIpc};
+use arrow_ipc::writer::IpcWriteOptions;
+use arrow_ipc::{FieldNode, Message, MessageArgs, MessageHeader, MetadataVersion, RecordBatch, RecordBatchArgs};
+use arrow_schema::{DataType, Field, Schema};
+use bytes::{Bytes, BytesMut};
+use flatbuffers::FlatBufferBuilder;
+use sira_tensor::carrier::{COLUMN, Column};
+
+use crate::ClientError;
+
+/// The first message of a put: the descriptor, and a schema of one plain uint8 column, which may carry any dtype.
+pub(crate) fn schema(key: &str, metadata: HashMap<String, String>) -> FlightData {
+    let schema = Schema::new(vec![Field::new(COLUMN, DataType::UInt8, false)]).with_metadata(metadata);
+    let descriptor = FlightDescriptor::new_path(vec![key.to_owned()]);
+    FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default())).with_descriptor(descriptor)
+}
+
+/// A batch of uint8 rows, which are `piece`. Arrow pads bodies to 8 bytes: only a piece of another length is copied.
+pub(crate) fn batch(piece: Bytes) -> FlightData {
+    let rows = piece.len() as i64;
+    let body = if piece.len().is_multiple_of(8) {
+        piece
+    } else {
+        let mut padded = BytesMut::with_capacity(piece.len().next_multiple_of(8));
+        padded.extend_from_slice(&piece);
+        padded.resize(piece.len().next_multiple_of(8), 0);
+        padded.freeze()
+    };
+    let mut builder = FlatBufferBuilder::new();
+    let nodes = builder.create_vector(&[FieldNode::new(rows, 0)]);
+    // The first buffer is the validity, empty since nothing is null.
+    let buffers = builder.create_vector(&[arrow_ipc::Buffer::new(0, 0), arrow_ipc::Buffer::new(0, rows)]);
+    let args = RecordBatchArgs { length: rows, nodes: Some(nodes), buffers: Some(buffers), ..RecordBatchArgs::default() };
+    let header = RecordBatch::create(&mut builder, &args).as_union_value();
+    let args = MessageArgs {
+        version: MetadataVersion::V5,
+        header_type: MessageHeader::RecordBatch,
+        header: Some(header),
+        bodyLength: body.len() as i64,
+        custom_metadata: None,
+    };
+    let message = Message::create(&mut builder, &args);
+    builder.finish(message, None);
+    FlightData::new().with_data_header(builder.finished_data().to_vec()).with_data_body(body)
+}
+
+/// The bytes of a batch's rows: a slice of its body.
+pub(crate) fn rows(data: &FlightData, column: &Column) -> Result<Bytes, ClientError> {
+    let message = arrow_ipc::root_as_message(&data.data_header).map_err(ClientError::protocol)?;
+    let batch = message.header_as_record_batch().ok_or_else(|| ClientError::protocol("a message that is not a record batch"))?;
+    if batch.compression().is_some() {
+        return Err(ClientError::protocol("a compressed batch"));
+    }
+    if batch.nodes().is_none_or(|nodes| nodes.iter().any(|node| node.null_count() != 0)) {
+        return Err(ClientError::protocol("a batch with nulls"));
+    }
+    // Validity buffers come first, the values of the only leaf last.
+    let values = batch.buffers().and_then(|buffers| buffers.iter().next_back().copied());
+    let wanted = u64::try_from(batch.length()).ok().and_then(|rows| rows.checked_mul(column.row_bytes()));
+    let (Some(values), Some(wanted)) = (values, wanted) else {
+        return Err(ClientError::protocol("a batch without values"));
+    };
+    let start = usize::try_from(values.offset()).ok();
+    let end = start.zip(usize::try_from(wanted).ok()).and_then(|(start, wanted)| start.checked_add(wanted));
+    let longest = u64::try_from(values.length()).unwrap_or(0);
+    match (start, end) {
+        (Some(start), Some(end)) if wanted <= longest && end <= data.data_body.len() => Ok(data.data_body.slice(start..end)),
+        _ => Err(ClientError::protocol(format!("a batch of {wanted} bytes of rows in a body of {}", data.data_body.len()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column() -> Column {
+        Column::of(&Schema::new(vec![Field::new("tensor", DataType::UInt8, false)])).unwrap()
+    }
+
+    #[test]
+    fn rows_read_what_batch_wrote() {
+        for len in [0usize, 1, 8, 13, 4096] {
+            let piece = Bytes::from((0..len).map(|i| i as u8).collect::<Vec<_>>());
+            let data = batch(piece.clone());
+            assert_eq!(data.data_body.len() % 8, 0);
+            assert_eq!(rows(&data, &column()).unwrap(), piece);
+        }
+        let whole = Bytes::from(vec![1u8; 64]);
+        assert_eq!(batch(whole.clone()).data_body.as_ptr(), whole.as_ptr(), "a padded piece is not copied");
+    }
+
+    #[test]
+    fn a_body_shorter_than_its_header_says_is_refused() {
+        let mut data = batch(Bytes::from(vec![1u8; 64]));
+        data.data_body.truncate(56);
+        assert!(rows(&data, &column()).is_err());
+        data.data_header.truncate(20);
+        assert!(rows(&data, &column()).is_err());
+        assert!(rows(&schema("ns/k", HashMap::new()), &column()).is_err());
+    }
+}

@@ -1,0 +1,252 @@
+//! The client against a small Flight server that reads and writes Arrow with arrow-flight's own code: what the client assembles by hand is
+//! what any Arrow implementation understands, and the other way round.
+
+#![allow(clippy::unwrap_used)] // clippy.toml allows it within #[test] functions, not in their helpers
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, FixedSizeListArray, RecordBatch, UInt16Array, cast::AsArray, types::UInt8Type};
+use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::encode::FlightDataEncoderBuilder;
+use arrow_flight::error::FlightError;
+use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
+use arrow_flight::{
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, HandshakeResponse, PollInfo,
+    PutResult, SchemaResult, Ticket,
+};
+use arrow_schema::{DataType, Field, Schema};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
+use sira_client::{Client, ClientError, Code, Condition, DType, GetOptions, ListRequest, PutOptions, TensorSpec};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, Streaming};
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+type Put = (HashMap<String, String>, Vec<u8>);
+
+/// Keeps metadata and bytes of the last put.
+#[derive(Default)]
+struct Fake {
+    put: Mutex<Option<Put>>,
+}
+
+#[tonic::async_trait]
+impl FlightService for Fake {
+    type HandshakeStream = Answers<HandshakeResponse>;
+    type ListFlightsStream = Answers<FlightInfo>;
+    type DoGetStream = Answers<FlightData>;
+    type DoPutStream = Answers<PutResult>;
+    type DoActionStream = Answers<arrow_flight::Result>;
+    type ListActionsStream = Answers<ActionType>;
+    type DoExchangeStream = Answers<FlightData>;
+
+    async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
+        let mut messages = request.into_inner().peekable();
+        let first = Pin::new(&mut messages).peek().await.unwrap().as_ref().unwrap();
+        let key = first.flight_descriptor.as_ref().unwrap().path.join("/");
+        if key == "ns/taken" {
+            return Err(Status::already_exists("SIRA_EXISTS: ns/taken: the key exists"));
+        }
+        let mut batches = FlightRecordBatchStream::new_from_flight_data(messages.map_err(FlightError::from));
+        let mut bytes = Vec::new();
+        while let Some(batch) = batches.next().await {
+            let batch = batch.map_err(|error| Status::invalid_argument(format!("SIRA_BAD_TENSOR: {error}")))?;
+            bytes.extend_from_slice(batch.column(0).as_primitive::<UInt8Type>().values());
+        }
+        let metadata = batches.schema().unwrap().metadata().clone();
+        let shape: Vec<u64> = serde_json::from_str(&metadata["sira.shape"]).unwrap();
+        let spec = TensorSpec::new(metadata["sira.dtype"].parse().unwrap(), shape).unwrap();
+        if spec.nbytes() != bytes.len() as u64 {
+            return Err(Status::invalid_argument(format!("SIRA_INCOMPLETE: {} of {} bytes", bytes.len(), spec.nbytes())));
+        }
+        *self.put.lock() = Some((metadata.into(), bytes));
+        let answer = format!(r#"{{"key":"{key}","version":3,"created":true}}"#);
+        Ok(Response::new(Box::pin(stream::iter([Ok(PutResult { app_metadata: answer.into() })]))))
+    }
+
+    async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        let ticket: serde_json::Value = serde_json::from_slice(&request.into_inner().ticket).unwrap();
+        let key = ticket["key"].as_str().unwrap();
+        let (shape, rows) = match key {
+            "ns/none" => return Err(Status::not_found("SIRA_NOT_FOUND: ns/none: no such key")),
+            "ns/short" => ("[3,2,2]", 2),
+            "ns/long" => ("[1,2,2]", 2),
+            "ns/empty" => ("[0,2,2]", 0),
+            _ => {
+                assert_eq!(ticket["slice"], serde_json::json!({"token": [1, 3]}));
+                ("[2,2,2]", 2)
+            }
+        };
+        let values: ArrayRef = Arc::new(UInt16Array::from_iter_values(0..rows * 4));
+        let list = FixedSizeListArray::new(Arc::new(Field::new("item", DataType::UInt16, true)), 4, values, None);
+        let extension = [("ARROW:extension:name", "arrow.fixed_shape_tensor"), ("ARROW:extension:metadata", r#"{"shape":[2,2]}"#)];
+        let owned = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<HashMap<_, _>>();
+        let list: ArrayRef = Arc::new(list);
+        let field = Field::new("tensor", list.data_type().clone(), false).with_metadata(owned(&extension));
+        let metadata = [("sira.shape", shape), ("sira.dtype", "bfloat16"), ("sira.axes", r#"["token","",""]"#)];
+        let schema = Arc::new(Schema::new(vec![field]).with_metadata(owned(&metadata)));
+        let batch = RecordBatch::try_new(schema.clone(), vec![list]).unwrap();
+        // One row a batch, as slices of one array.
+        let batches: Vec<_> = (0..rows as usize).map(|row| Ok(batch.slice(row, 1))).collect();
+        let messages = FlightDataEncoderBuilder::new().with_schema(schema).build(stream::iter(batches));
+        Ok(Response::new(Box::pin(messages.map_err(|error| Status::internal(error.to_string())))))
+    }
+
+    async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
+        let action = request.into_inner();
+        let body = std::str::from_utf8(&action.body).unwrap();
+        let answer = match (action.r#type.as_str(), body) {
+            ("exists", r#"{"v":1,"key":"ns/a"}"#) => r#"{"exists":true,"version":3}"#,
+            ("exists", r#"{"v":1,"key":"ns/none"}"#) => r#"{"exists":false}"#,
+            ("delete", r#"{"v":1,"key":"ns/a","if":"3"}"#) => r#"{"deleted":true}"#,
+            ("list", r#"{"v":1,"prefix":"ns/","limit":2}"#) => r#"{"entries":[],"next":"ns/b"}"#,
+            ("stats", r#"{"v":1}"#) => r#"{"keys":1}"#,
+            ("health", r#"{"v":1}"#) => r#"{"status":"healthy","version":"0.1.0","backends":{"rocksdb":"healthy"}}"#,
+            other => return Err(Status::invalid_argument(format!("SIRA_BAD_REQUEST: {other:?}"))),
+        };
+        Ok(Response::new(Box::pin(stream::iter([Ok(arrow_flight::Result::new(answer))]))))
+    }
+
+    async fn handshake(&self, _: Request<Streaming<HandshakeRequest>>) -> Result<Response<Self::HandshakeStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn list_flights(&self, _: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn get_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn poll_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn get_schema(&self, _: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn list_actions(&self, _: Request<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn do_exchange(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoExchangeStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+/// A server and a client of it.
+async fn start() -> (Arc<Fake>, Client) {
+    let fake = Arc::new(Fake::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("grpc://{}", listener.local_addr().unwrap());
+    let service = FlightServiceServer::from_arc(fake.clone());
+    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+    (fake, Client::connect(&url).await.unwrap())
+}
+
+#[tokio::test]
+async fn a_put_is_what_arrow_reads_and_carries_every_option() {
+    let (fake, client) = start().await;
+    let bytes: Vec<u8> = (0..5_000_001u32).map(|i| (i % 251) as u8).collect();
+    let attributes = [("model".to_owned(), "m".to_owned())].into();
+    let spec = TensorSpec::new(DType::Bool, vec![5_000_001]).unwrap().with_axes(vec!["token".into()]).unwrap();
+    let options = PutOptions {
+        codec: Some("zstd".into()),
+        ttl: Some(60),
+        consistency: Some("strong".parse().unwrap()),
+        condition: Some(Condition::Absent),
+        attributes,
+        ..PutOptions::default()
+    };
+    let answer = client.put("ns/a/b", &spec, bytes.clone(), options).await.unwrap();
+    assert_eq!((answer.key.as_str(), answer.version, answer.created), ("ns/a/b", 3, true));
+    let (metadata, stored) = fake.put.lock().take().unwrap();
+    assert!(stored == bytes, "other bytes");
+    let expected = [
+        ("sira.shape", "[5000001]"),
+        ("sira.dtype", "bool"),
+        ("sira.axes", r#"["token"]"#),
+        ("sira.codec", "zstd"),
+        ("sira.ttl", "60"),
+        ("sira.consistency", "strong"),
+        ("sira.if", "absent"),
+        ("sira.attr.model", "m"),
+    ];
+    assert_eq!(metadata, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+
+    client.put_reader("ns/r", &spec, std::io::Cursor::new(bytes.clone()), PutOptions::default()).await.unwrap();
+    assert!(fake.put.lock().take().unwrap().1 == bytes, "other bytes from a reader");
+    let pieces: Vec<_> = bytes.chunks(70_001).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    client.put_stream("ns/s", &spec, stream::iter(pieces), PutOptions::default()).await.unwrap();
+    assert!(fake.put.lock().take().unwrap().1 == bytes, "other bytes from a stream");
+    let scalar = TensorSpec::new(DType::Float64, vec![]).unwrap();
+    client.put("ns/0", &scalar, 1.5f64.to_le_bytes().to_vec(), PutOptions::default()).await.unwrap();
+    let empty = TensorSpec::new(DType::Float64, vec![3, 0]).unwrap();
+    client.put("ns/e", &empty, Bytes::new(), PutOptions::default()).await.unwrap();
+    assert!(fake.put.lock().take().unwrap().1.is_empty());
+}
+
+#[tokio::test]
+async fn a_put_that_is_not_whole_stores_nothing_and_says_why() {
+    let (fake, client) = start().await;
+    let spec = TensorSpec::new(DType::UInt8, vec![100]).unwrap();
+    for len in [0, 99, 101] {
+        let error = client.put("ns/a", &spec, vec![0u8; len], PutOptions::default()).await.unwrap_err();
+        assert!(matches!(&error, ClientError::Source(_)), "{len}: {error}");
+    }
+    let broken = stream::iter([Ok(Bytes::from(vec![0; 50])), Err(std::io::Error::other("disk on fire"))]);
+    let error = client.put_stream("ns/a", &spec, broken, PutOptions::default()).await.unwrap_err();
+    assert_eq!(error.to_string(), "nothing was stored: disk on fire");
+    assert!(fake.put.lock().is_none());
+    let error = client.put("ns/taken", &spec, vec![0u8; 100], PutOptions::default()).await.unwrap_err();
+    assert_eq!((error.code(), error.to_string().as_str()), (Some(Code::Exists), "SIRA_EXISTS: ns/taken: the key exists"));
+    let error = client.put("nokey", &spec, vec![0u8; 100], PutOptions::default()).await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::BadKey));
+}
+
+#[tokio::test]
+async fn a_get_gives_pieces_as_they_come_and_counts_them() {
+    let (_fake, client) = start().await;
+    let options = GetOptions { slice: [("token".to_owned(), [1, 3])].into(), ..GetOptions::default() };
+    let mut tensor = client.get("ns/a", &options).await.unwrap();
+    assert_eq!(
+        (tensor.spec().dtype(), tensor.spec().shape(), tensor.spec().axes()[0].as_str()),
+        (DType::BFloat16, &[2, 2, 2][..], "token")
+    );
+    let row = |first: u16| (first..first + 4).flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    assert_eq!(tensor.next().await.unwrap().unwrap(), row(0));
+    assert_eq!(tensor.next().await.unwrap().unwrap(), row(4));
+    assert_eq!(tensor.next().await.unwrap(), None);
+    let whole = client.get("ns/a", &options).await.unwrap().into_bytes().await.unwrap();
+    assert_eq!(whole, [row(0), row(4)].concat());
+
+    let whole = GetOptions::default();
+    for key in ["ns/short", "ns/long"] {
+        let error = client.get(key, &whole).await.unwrap().into_bytes().await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::Incomplete), "{key}: {error}");
+    }
+    assert!(client.get("ns/empty", &whole).await.unwrap().into_bytes().await.unwrap().is_empty());
+    assert_eq!(client.get("ns/none", &whole).await.unwrap_err().code(), Some(Code::NotFound));
+}
+
+#[tokio::test]
+async fn actions_say_what_the_contract_says() {
+    let (_fake, client) = start().await;
+    assert_eq!(client.exists("ns/a").await.unwrap(), Some(3));
+    assert_eq!(client.exists("ns/none").await.unwrap(), None);
+    assert!(client.delete("ns/a", Some(3)).await.unwrap());
+    let page = client.list(&ListRequest { prefix: "ns/".into(), limit: Some(2), ..ListRequest::default() }).await.unwrap();
+    assert_eq!(page.next.as_deref(), Some("ns/b"));
+    assert_eq!(client.stats().await.unwrap()["keys"], 1);
+    assert_eq!(client.health().await.unwrap().backends["rocksdb"], "healthy");
+    assert_eq!(client.info("ns/a").await.unwrap_err().code(), Some(Code::BadRequest));
+}
+
+#[tokio::test]
+async fn no_server_is_said_with_its_address() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("grpc://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let error = Client::connect(&url).await.unwrap_err().to_string();
+    assert!(error.contains(&url) && error.contains("refused"), "{error}");
+}

@@ -1,0 +1,55 @@
+//! The same tensor in fewer bytes: one trait, one module a codec family.
+//!
+//! A chunk is encoded by a [`Chain`], named by its text (`planes+zstd`), which is written beside the chunk; any reader
+//! decodes from that text alone, without configuration. Nothing here does I/O.
+
+mod chain;
+pub mod conformance;
+mod error;
+mod gzip;
+mod lz4;
+mod planes;
+mod zstd;
+
+pub use chain::{Chain, Encoded};
+pub use error::CodecError;
+
+use sira_tensor::DType;
+
+/// Where a chunk lies in its tensor: what a codec may know besides the bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkContext<'a> {
+    /// Element type of the tensor.
+    pub dtype: DType,
+    /// Extents of this chunk (row-major), one an axis of the tensor.
+    pub shape: &'a [u64],
+    /// First index of this chunk on each axis.
+    pub origin: &'a [u64],
+}
+
+/// One stage of a chain.
+///
+/// # Contract
+/// - `decode(encode(x, context), context) == x`, bit for bit, for any bytes at all, the empty string included; `lossless`
+///   codecs promise it, and the conformance suite checks it.
+/// - Encoding is deterministic: equal input, equal output.
+/// - `encode` may expand; [`Chain::encode`] then falls back to raw, so what is stored is never larger than raw.
+/// - `decode` trusts nothing but `decoded_len`: bytes that no `encode` wrote give an error, or wrong bytes of the right
+///   length (checksums are the store's business), never a panic, and never memory taken on the word of the input.
+pub trait Codec: Send + Sync + std::fmt::Debug {
+    /// The stage's name in a chain's text: lower-case letters, digits and hyphens.
+    fn name(&self) -> &'static str;
+
+    /// Whether every bit comes back.
+    fn lossless(&self) -> bool;
+
+    /// Encodes `input`.
+    fn encode(&self, input: &[u8], context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError>;
+
+    /// Decodes `input` to exactly `decoded_len` bytes, or fails.
+    fn decode(&self, input: &[u8], decoded_len: usize, context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError>;
+
+    /// The length of the output for `input_len` bytes where that is fixed by the length (a transform); `None`, whatever the
+    /// length, for a compressor. A chain needs it to know what each stage decodes to, so only its last stage may compress.
+    fn encoded_len(&self, input_len: usize) -> Option<usize>;
+}

@@ -1,0 +1,28 @@
+//! The suite over chains: together, stages must keep what each one keeps.
+
+use sira_codec::conformance::check_chain;
+
+#[test]
+fn none() {
+    check_chain("none");
+}
+
+#[test]
+fn planes() {
+    check_chain("planes");
+}
+
+#[test]
+fn planes_and_lz4() {
+    check_chain("planes+lz4");
+}
+
+#[test]
+fn planes_and_zstd() {
+    check_chain("planes+zstd");
+}
+
+#[test]
+fn planes_and_gzip() {
+    check_chain("planes+planes+gzip:1");
+}

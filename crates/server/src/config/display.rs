@@ -1,0 +1,92 @@
+//! The effective configuration as TOML that reads back as the same.
+
+use std::fmt::{self, Display};
+
+use super::units::{exact_duration, exact_size};
+use super::{Backend, Config, ObjectPlace};
+
+/// A TOML string.
+fn quote(text: impl Display) -> String {
+    toml::Value::String(text.to_string()).to_string()
+}
+
+fn size(bytes: u64) -> String {
+    quote(exact_size(bytes))
+}
+
+impl Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let duration = |value| quote(exact_duration(value));
+        writeln!(f, "[server]")?;
+        writeln!(f, "listen = {}", quote(self.server.listen))?;
+        writeln!(f, "data_dir = {}", quote(self.server.data_dir.display()))?;
+        writeln!(f, "drain_timeout = {}", duration(self.server.drain_timeout))?;
+        writeln!(f, "\n[memory]\nlimit = {}", size(self.memory.limit))?;
+        let storage = &self.storage;
+        writeln!(f, "\n[storage]")?;
+        writeln!(f, "default_backend = {}", quote(&storage.default_backend))?;
+        writeln!(f, "record_backend = {}", quote(&storage.record_backend))?;
+        writeln!(f, "enable_caching = {}", storage.enable_caching)?;
+        writeln!(f, "consistency = {}", quote(storage.consistency))?;
+        if let Some(ttl) = storage.ttl {
+            writeln!(f, "ttl_default = {}", duration(ttl))?;
+        }
+        for (name, backend) in &storage.backends {
+            writeln!(f, "\n[storage.backends.{name}]")?;
+            backend.fmt(f)?;
+        }
+        writeln!(f, "\n[storage.routing]\nstrategy = \"rules\"")?;
+        for rule in &storage.rules {
+            writeln!(f, "\n[[storage.routing.rules]]")?;
+            if let Some(pattern) = &rule.pattern {
+                writeln!(f, "pattern = {}", quote(pattern.glob()))?;
+            }
+            for (key, bytes) in [("min_size", rule.min_size), ("max_size", rule.max_size)] {
+                if let Some(bytes) = bytes {
+                    writeln!(f, "{key} = {}", size(bytes))?;
+                }
+            }
+            writeln!(f, "backend = {}", quote(&rule.backend))?;
+        }
+        writeln!(f, "\n[storage.compression]\ndefault_algorithm = {}", quote(&storage.codec))?;
+        if let Some(interval) = storage.metrics_interval {
+            writeln!(f, "\n[storage.monitoring]\nmetrics_collection_interval = {}", duration(interval))?;
+        }
+        let maintenance = &storage.maintenance;
+        writeln!(f, "\n[storage.maintenance]")?;
+        writeln!(f, "scrub_interval = {}", duration(maintenance.scrub_interval))?;
+        writeln!(f, "reap_interval = {}", duration(maintenance.reap_interval))?;
+        writeln!(f, "tombstone_grace = {}", duration(maintenance.tombstone_grace))?;
+        writeln!(f, "orphan_age = {}", duration(maintenance.orphan_age))
+    }
+}
+
+impl Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "kind = \"{}\"", self.kind())?;
+        if let Some(path) = self.folder() {
+            writeln!(f, "path = {}", quote(path.display()))?;
+        }
+        let limit = match self {
+            Backend::Memory { max_size } => Some(*max_size),
+            Backend::File { max_size, .. } | Backend::RocksDb { max_size, .. } | Backend::Object { max_size, .. } => *max_size,
+        };
+        if let Backend::Object { place: ObjectPlace::Url(url), .. } = self {
+            writeln!(f, "url = {}", quote(url))?;
+        }
+        if let Some(bytes) = limit {
+            writeln!(f, "max_size = {}", size(bytes))?;
+        }
+        match self {
+            Backend::RocksDb { compression, cache_size, write_buffer_size, .. } => {
+                writeln!(f, "compression = \"{}\"\ncache_size = {}", compression.name(), size(*cache_size))?;
+                writeln!(f, "write_buffer_size = {}", size(*write_buffer_size))
+            }
+            Backend::Object { options, .. } if !options.is_empty() => {
+                let pairs: Vec<String> = options.iter().map(|(key, value)| format!("{} = {}", quote(key), quote(value))).collect();
+                writeln!(f, "options = {{ {} }}", pairs.join(", "))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The configuration: built-in defaults, one TOML file over them, the environment over that, flags over everything.
+//!
+//! Whatever is wrong is reported at once, each with its place (`sira.toml:12`, `SIRA_MEMORY__LIMIT`, `--listen`) and with what would be
+//! right. Options that are known but not built yet are refused aloud, never ignored.
+
+mod backends;
+mod display;
+mod reader;
+mod schema;
+mod source;
+pub mod units;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fmt, io};
+
+use globset::Glob;
+use sira_codec::Chain;
+use sira_wire::Consistency;
+
+use source::{Origin, Problem};
+
+/// Everything that the server is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[server]`.
+    pub server: Server,
+    /// `[memory]`.
+    pub memory: Memory,
+    /// `[storage]`.
+    pub storage: Storage,
+}
+
+/// `[server]`: where and how it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    /// `listen`: address and port; port 0 takes a free one. Loopback only. Default: `127.0.0.1:9095`.
+    pub listen: SocketAddr,
+    /// `data_dir`: the folder of the catalog, the lock and of backends without a path of their own. Default: `./data`.
+    pub data_dir: PathBuf,
+    /// `drain_timeout`: how long running calls may go on after a signal to stop. Default: 30 s.
+    pub drain_timeout: Duration,
+}
+
+/// `[memory]`: the ledger that every tensor byte in memory is counted in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Memory {
+    /// `limit`: bytes of hot tier, memory backends, RocksDB's cache, bodies in flight and codec buffers together. Default: half of what the
+    /// machine or the container has, at most 4 GiB, at least 256 MiB.
+    pub limit: u64,
+}
+
+/// `[storage]`: where tensors go and how they are kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Storage {
+    /// `default_backend`: for what no rule sends elsewhere.
+    pub default_backend: String,
+    /// `record_backend`: keeps the records, and decides create-if-absent. Default: the default backend.
+    pub record_backend: String,
+    /// `enable_caching`: whether memory keeps copies of what was written and read. Default: yes.
+    pub enable_caching: bool,
+    /// `consistency`: of puts that do not say. Default: eventual.
+    pub consistency: Consistency,
+    /// `ttl_default`: expiry of puts that do not say; `None` is never. Default: `None`.
+    pub ttl: Option<Duration>,
+    /// `[storage.backends.NAME]`, by name; never empty.
+    pub backends: BTreeMap<String, Backend>,
+    /// `[storage.routing] rules`: the first that matches wins.
+    pub rules: Vec<Rule>,
+    /// `[storage.compression]`: the codec chain of lower tiers with its level, such as `zstd:9`. Default: `planes+zstd`.
+    pub codec: Chain,
+    /// `[storage.monitoring] metrics_collection_interval`: the period of the log line of statistics; `None` writes none. Default: `None`.
+    pub metrics_interval: Option<Duration>,
+    /// `[storage.maintenance]`.
+    pub maintenance: Maintenance,
+}
+
+/// A backend, by its `kind`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Backend {
+    /// `memory`: gone with the process.
+    Memory {
+        /// `max_size`: bytes, part of `memory.limit`. Default: a quarter of it.
+        max_size: u64,
+    },
+    /// `file`: one file a value.
+    File {
+        /// `path`: its folder. Default: the backend's name in the data folder.
+        path: PathBuf,
+        /// `max_size`: bytes; `None` is what the disk has. Default: `None`.
+        max_size: Option<u64>,
+    },
+    /// `rocksdb`: one RocksDB.
+    RocksDb {
+        /// `path`: its folder. Default: the backend's name in the data folder.
+        path: PathBuf,
+        /// `max_size`: bytes; `None` is what the disk has. Default: `None`.
+        max_size: Option<u64>,
+        /// `compression`: RocksDB's own, of small values such as records. Default: lz4.
+        compression: RocksCompression,
+        /// `cache_size`: bytes of the block cache, part of `memory.limit`. Default: an eighth of it, at most 64 MiB.
+        cache_size: u64,
+        /// `write_buffer_size`: bytes of values that are logged but not yet in the tree, part of `memory.limit`. Default: as `cache_size`.
+        write_buffer_size: u64,
+    },
+    /// `object`: S3, GCS, Azure, or a local folder laid out as one.
+    Object {
+        /// `url` or `path`. Default: the backend's name in the data folder.
+        place: ObjectPlace,
+        /// `max_size`: bytes; `None` is no limit. Default: `None`.
+        max_size: Option<u64>,
+        /// `[storage.backends.NAME.options]`: region, endpoint and so on, by the names of the `object_store` crate.
+        options: BTreeMap<String, String>,
+    },
+}
+
+impl Backend {
+    /// Its kind, as written.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Backend::Memory { .. } => "memory",
+            Backend::File { .. } => "file",
+            Backend::RocksDb { .. } => "rocksdb",
+            Backend::Object { .. } => "object",
+        }
+    }
+
+    /// Its folder on this machine, if it has one.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Backend::File { path, .. } | Backend::RocksDb { path, .. } => Some(path),
+            Backend::Object { place: ObjectPlace::Folder(path), .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Bytes of memory it takes for itself out of `memory.limit`.
+    pub fn reserved_memory(&self) -> u64 {
+        match self {
+            Backend::Memory { max_size } => *max_size,
+            Backend::RocksDb { cache_size, write_buffer_size, .. } => cache_size.saturating_add(*write_buffer_size),
+            _ => 0,
+        }
+    }
+}
+
+/// RocksDB's own compression.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RocksCompression {
+    /// None.
+    None,
+    /// LZ4.
+    #[default]
+    Lz4,
+    /// Zstandard.
+    Zstd,
+}
+
+impl RocksCompression {
+    /// Its name in configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            RocksCompression::None => "none",
+            RocksCompression::Lz4 => "lz4",
+            RocksCompression::Zstd => "zstd",
+        }
+    }
+}
+
+/// Where an object backend's objects lie.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ObjectPlace {
+    /// A local folder.
+    Folder(PathBuf),
+    /// A bucket: `s3://bucket/prefix`, `gs://`, `az://`.
+    Url(String),
+}
+
+/// A routing rule: the tensors that match everything it says go to its backend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// `pattern`: a glob over `namespace/key` in which `*` matches `/` too; `None` matches every key.
+    pub pattern: Option<Glob>,
+    /// `min_size`: tensors of this many bytes and more.
+    pub min_size: Option<u64>,
+    /// `max_size`: tensors of this many bytes and less.
+    pub max_size: Option<u64>,
+    /// `backend`: where they go.
+    pub backend: String,
+}
+
+/// `[storage.maintenance]`: what runs in the background.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Maintenance {
+    /// `scrub_interval`: how often every stored chunk is verified, and chunks that no record names are removed. Default: 1 day.
+    pub scrub_interval: Duration,
+    /// `reap_interval`: how often expired tensors and what deleted ones left are removed. Default: 1 minute.
+    pub reap_interval: Duration,
+    /// `tombstone_grace`: how long a deleted key is remembered, so that a slow writer cannot raise the dead. Default: 1 hour.
+    pub tombstone_grace: Duration,
+    /// `orphan_age`: the age at which a chunk that no record names is removed; longer than any put may last. Default: 1 day.
+    pub orphan_age: Duration,
+}
+
+/// What was given on the command line.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--listen`.
+    pub listen: Option<String>,
+    /// `--data`.
+    pub data: Option<String>,
+}
+
+/// Where settings are read from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources<'a> {
+    /// Name (for messages) and text of the file.
+    pub file: Option<(&'a str, &'a str)>,
+    /// Environment variables; only `SIRA_A__B` are read.
+    pub environment: Vec<(String, String)>,
+    /// Flags.
+    pub flags: Flags,
+    /// Bytes of memory of the machine or the container, for the default of `memory.limit`.
+    pub machine_memory: Option<u64>,
+}
+
+/// Everything that is wrong with a configuration, one line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    problems: Vec<Problem>,
+}
+
+impl ConfigError {
+    fn new(mut problems: Vec<Problem>) -> ConfigError {
+        problems.sort();
+        problems.dedup();
+        ConfigError { problems }
+    }
+
+    /// The lines: place, colon, what is wrong and what would be right.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.problems.iter().map(|problem| format!("{}: {}", problem.origin, problem.message))
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.lines().collect::<Vec<_>>().join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads the sources, each over the one before.
+    pub fn load(sources: &Sources<'_>) -> Result<Config, ConfigError> {
+        let mut tree = match sources.file {
+            Some((name, text)) => source::parse(name, text).map_err(ConfigError::new)?,
+            None => source::Table::new(),
+        };
+        if source::section(&tree, &["storage", "backends"]).is_none() {
+            schema::add_built_in_backends(&mut tree);
+        }
+        let mut problems = Vec::new();
+        source::overlay_environment(&mut tree, sources.environment.iter().cloned(), &mut problems);
+        for (flag, path, text) in
+            [("--listen", ["server", "listen"], &sources.flags.listen), ("--data", ["server", "data_dir"], &sources.flags.data)]
+        {
+            if let Some(text) = text {
+                let node = source::Node { origin: Origin::Flag(flag.into()), value: source::Value::Text(text.clone()) };
+                source::set(&mut tree, &path, node, &mut problems);
+            }
+        }
+        let file = sources.file.map_or(Origin::BuiltIn, |(name, _)| Origin::File(name.into(), 0));
+        schema::read(tree, file, problems, sources.machine_memory).map_err(ConfigError::new)
+    }
+
+    /// Reads a file if one is given, this process's environment and the flags.
+    pub fn from_process(file: Option<&Path>, flags: Flags) -> Result<Config, ConfigError> {
+        let name = file.map(|path| path.display().to_string()).unwrap_or_default();
+        let text = file.map(std::fs::read_to_string).transpose().map_err(|error: io::Error| {
+            let origin = Origin::File(name.as_str().into(), 0);
+            ConfigError::new(vec![Problem { origin, message: format!("cannot be read: {error}") }])
+        })?;
+        let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Config::load(&Sources {
+            file: text.as_deref().map(|text| (name.as_str(), text)),
+            environment: environment.collect(),
+            flags,
+            machine_memory: machine_memory(),
+        })
+    }
+}
+
+/// Bytes that this process may use: the machine's, or the container's where that is less. `None` where the system does not say.
+fn machine_memory() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let physical = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)?;
+    let container = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse::<u64>().ok());
+    Some(container.map_or(physical, |limit| limit.min(physical)))
+}

@@ -1,0 +1,275 @@
+//! Every section and key there is, and what each may hold.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use globset::GlobBuilder;
+use sira_codec::{Chain, CodecError};
+use sira_store::catalog::RocksKv;
+use sira_wire::{Consistency, DEFAULT_PORT as PORT};
+
+use super::backends;
+use super::reader::{Located, Problems, Section, nearest, quoted};
+use super::source::{Node, Origin, Problem, Table, Value, section};
+use super::units::exact_size;
+use super::{Backend, Config, Maintenance, Memory, Rule, Server, Storage};
+
+/// How lower tiers keep what nobody chose a codec for: lossless, and made for floating-point tensors.
+const DEFAULT_CODEC: &str = "planes+zstd";
+/// Tensors of this size and more go to the built-in object backend.
+const BUILT_IN_RULE: u64 = 8 << 20;
+/// What must be left of `memory.limit` for the catalog, bodies in flight and codecs.
+const WORKING_MEMORY: u64 = (64 << 20) + RocksKv::MEMORY;
+/// Routing strategies that are known but not built yet.
+const PLANNED_STRATEGIES: [&str; 5] = ["intelligent", "performance", "cost", "load_balanced", "learned"];
+
+/// The backends of a server that is told none: `rocksdb`, and `object` for large tensors. Laid under the environment, so that one variable
+/// can change a part of them.
+pub(super) fn add_built_in_backends(tree: &mut Table) {
+    let node = |value| Node { origin: Origin::BuiltIn, value };
+    let empty = || node(Value::Table(Table::new()));
+    let names = Table::from([("rocksdb".to_owned(), empty()), ("object".to_owned(), empty())]);
+    let storage = tree.entry("storage".to_owned()).or_insert_with(empty);
+    let Value::Table(storage) = &mut storage.value else { return };
+    if storage.contains_key("backends") {
+        return;
+    }
+    storage.insert("backends".to_owned(), node(Value::Table(names)));
+    storage.entry("default_backend".to_owned()).or_insert_with(|| node(Value::Text("rocksdb".to_owned())));
+    let routing = storage.entry("routing".to_owned()).or_insert_with(empty);
+    if let Value::Table(routing) = &mut routing.value {
+        let rule = Table::from([
+            ("min_size".to_owned(), node(Value::Integer(i128::from(BUILT_IN_RULE)))),
+            ("backend".to_owned(), node(Value::Text("object".to_owned()))),
+        ]);
+        routing.entry("rules".to_owned()).or_insert_with(|| node(Value::Array(vec![node(Value::Table(rule))])));
+    }
+}
+
+/// Turns the merged tree into a configuration, or into everything that is wrong with it.
+pub(super) fn read(tree: Table, file: Origin, found: Vec<Problem>, machine_memory: Option<u64>) -> Result<Config, Vec<Problem>> {
+    let has_file_backends = section(&tree, &["storage", "backends"]).is_none_or(|names| !names.is_empty());
+    let problems = Problems::default();
+    let mut root = Section::new("", file, tree, &problems);
+    let server = read_server(root.section("server"));
+    let memory = read_memory(root.section("memory"), machine_memory);
+    let storage = read_storage(root.section("storage"), &server, memory.value.limit, has_file_backends);
+    root.refuse("cluster", "one server is one node");
+    root.refuse("auth", "the server listens on loopback only");
+    root.finish();
+
+    let reserved: u64 = storage.backends.values().map(Backend::reserved_memory).fold(0, u64::saturating_add);
+    if reserved.saturating_add(WORKING_MEMORY) > memory.value.limit {
+        problems.add(
+            &memory.origin,
+            format!(
+                "`memory.limit` is {}, of which memory backends and RocksDB take {}; at least {} must be left for the rest",
+                exact_size(memory.value.limit),
+                exact_size(reserved),
+                exact_size(WORKING_MEMORY)
+            ),
+        );
+    }
+    let mut all = found;
+    all.extend(problems.into_inner());
+    if all.is_empty() { Ok(Config { server, memory: memory.value, storage }) } else { Err(all) }
+}
+
+fn read_server(mut section: Section<'_>) -> Server {
+    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
+    let listen = section.text("listen").map_or(default, |text| {
+        parse_listen(&text.value).unwrap_or_else(|message| {
+            section.problem(&text.origin, message);
+            default
+        })
+    });
+    let data_dir = section.text("data_dir").map_or_else(|| PathBuf::from("./data"), |text| PathBuf::from(text.value));
+    let drain_timeout = section.duration("drain_timeout").map_or(Duration::from_secs(30), |duration| duration.value);
+    section.refuse("tls", "the server listens on loopback only");
+    section.finish();
+    Server { listen, data_dir, drain_timeout }
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    let address: SocketAddr = numeric
+        .as_deref()
+        .unwrap_or(text)
+        .parse()
+        .map_err(|_| format!("{text:?} is not an address with a port, such as \"127.0.0.1:{PORT}\""))?;
+    if address.ip().is_loopback() {
+        return Ok(address);
+    }
+    Err(format!(
+        "{text} is not a loopback address. TLS and authentication are not part of this version, so only 127.0.0.1 and [::1] are served"
+    ))
+}
+
+fn read_memory(mut section: Section<'_>, machine: Option<u64>) -> Located<Memory> {
+    let default = machine.map_or(1 << 30, |bytes| bytes / 2).clamp(256 << 20, 4 << 30);
+    let limit = section.size("limit").unwrap_or_else(|| Located { origin: section.origin.clone(), value: default });
+    section.finish();
+    Located { origin: limit.origin, value: Memory { limit: limit.value } }
+}
+
+fn read_storage(mut section: Section<'_>, server: &Server, memory_limit: u64, has_backends: bool) -> Storage {
+    let default_backend = section.text("default_backend");
+    let record_backend = section.text("record_backend");
+    let enable_caching = section.boolean("enable_caching").is_none_or(|yes| yes.value);
+    section.refuse("cache_ttl_default", "memory keeps a copy until the room is needed, or the tensor expires");
+    let levels = [("strong", Consistency::Strong), ("eventual", Consistency::Eventual), ("weak", Consistency::Weak)];
+    let consistency = section.choice("consistency", &levels).map_or(Consistency::default(), |level| level.value);
+    let ttl = section.duration("ttl_default").map(|duration| {
+        if duration.value.subsec_nanos() > 0 {
+            section.problem(&duration.origin, "`storage.ttl_default` must be whole seconds");
+        }
+        duration.value
+    });
+
+    let names = section.section("backends");
+    if !has_backends {
+        section.problem(&names.origin, "[storage.backends] names no backend; leave it out for the built-in ones");
+    }
+    let (backends, refused) = backends::read(names, &server.data_dir, memory_limit);
+    let known: Vec<&str> = backends.keys().map(String::as_str).collect();
+    let check = |place: &Section<'_>, text: &Located<String>, key: &str| {
+        if let Some(kind) = refused.get(&text.value).map(String::as_str).or_else(|| backends::planned(&text.value)) {
+            place.problem(&text.origin, format!("`{key}` names backend `{}`, whose kind `{kind}` is not part of this version", text.value));
+        } else if !backends.contains_key(&text.value) {
+            let hint = nearest(&text.value, &known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+            let known = if known.is_empty() { "none".to_owned() } else { quoted(&known) };
+            place.problem(&text.origin, format!("`{key}` names no backend: `{}`{hint}; configured: {known}", text.value));
+        }
+    };
+    let default_backend = match default_backend {
+        Some(text) => {
+            check(&section, &text, "storage.default_backend");
+            text.value
+        }
+        None if known.len() == 1 => known.concat(),
+        None => {
+            let message = format!("`storage.default_backend` is needed to choose among {}", quoted(&known));
+            if known.len() > 1 {
+                section.problem(&section.origin, message);
+            }
+            String::new()
+        }
+    };
+    let record_backend = record_backend.map_or_else(
+        || default_backend.clone(),
+        |text| {
+            check(&section, &text, "storage.record_backend");
+            text.value
+        },
+    );
+    let rules = read_routing(section.section("routing"), &check);
+    let codec = read_compression(section.section("compression"));
+    read_encryption(section.section("encryption"));
+    let metrics_interval = read_monitoring(section.section("monitoring"));
+    let maintenance = read_maintenance(section.section("maintenance"));
+    section.finish();
+    Storage { default_backend, record_backend, enable_caching, consistency, ttl, backends, rules, codec, metrics_interval, maintenance }
+}
+
+fn read_routing(mut section: Section<'_>, check: &dyn Fn(&Section<'_>, &Located<String>, &str)) -> Vec<Rule> {
+    if let Some(strategy) = section.text("strategy").filter(|strategy| strategy.value != "rules") {
+        let why = if PLANNED_STRATEGIES.contains(&strategy.value.as_str()) { "is not part of this version" } else { "is unknown" };
+        section.problem(&strategy.origin, format!("routing strategy `{}` {why}; there is `rules`", strategy.value));
+    }
+    section.refuse("rebalance_interval", "it belongs to the adaptive strategies; `rules` never moves a tensor by itself");
+    section.refuse("default", "what no rule matches goes to `storage.default_backend`");
+    let rules = section.list("rules").unwrap_or_default();
+    section.finish();
+    rules.into_iter().filter_map(|rule| read_rule(rule, check)).collect()
+}
+
+fn read_rule(mut section: Section<'_>, check: &dyn Fn(&Section<'_>, &Located<String>, &str)) -> Option<Rule> {
+    let text = section.text("pattern");
+    let pattern = text.as_ref().and_then(|text| {
+        let glob = GlobBuilder::new(&text.value).literal_separator(false).build();
+        glob.map_err(|error| section.problem(&text.origin, format!("`{}.pattern` is not a glob: {error}", section.path))).ok()
+    });
+    let min_size = section.size("min_size");
+    let max_size = section.size("max_size").map(|size| size.value);
+    if let (Some(min), Some(max)) = (&min_size, max_size)
+        && min.value > max
+    {
+        section.problem(&min.origin, format!("`{}` matches nothing: its min_size is above its max_size", section.path));
+    }
+    let min_size = min_size.map(|size| size.value);
+    let backend = section.text("backend");
+    match &backend {
+        Some(backend) => check(&section, backend, &format!("{}.backend", section.path)),
+        None => section.problem(&section.origin, format!("`{}` needs a `backend`", section.path)),
+    }
+    if text.is_none() && min_size.is_none() && max_size.is_none() {
+        let message =
+            format!("`{}` needs a `pattern`, a `min_size` or a `max_size`; a rule for all is `storage.default_backend`", section.path);
+        section.problem(&section.origin, message);
+    }
+    section.finish();
+    Some(Rule { pattern, min_size, max_size, backend: backend?.value })
+}
+
+fn read_compression(mut section: Section<'_>) -> Chain {
+    let algorithm = section.text("default_algorithm");
+    let level = section.integer("level", 1..=22);
+    let mut text = algorithm.as_ref().map_or(DEFAULT_CODEC, |text| text.value.trim()).to_owned();
+    let mut origin = algorithm.map_or_else(|| section.origin.clone(), |text| text.origin);
+    if let Some(level) = level {
+        if text.contains(':') {
+            section.problem(&level.origin, format!("`{text}` already has a level; write one of the two"));
+        } else {
+            text = format!("{text}:{}", level.value);
+            origin = level.origin;
+        }
+    }
+    let codec = text.parse().unwrap_or_else(|error: CodecError| {
+        section.problem(&origin, format!("`{}`: {error}", section.path));
+        Chain::none()
+    });
+    section.finish();
+    codec
+}
+
+/// Encryption is refused whenever somebody could believe it is on.
+fn read_encryption(mut section: Section<'_>) {
+    let enabled = section.boolean("enabled");
+    let details = [
+        section.choice("algorithm", &[("aes256gcm", ()), ("chacha20poly1305", ())]).map(|found| found.origin),
+        section.duration("key_rotation_interval").map(|found| found.origin),
+    ];
+    let why = "encryption at rest is not part of this version: nothing would be encrypted; set `storage.encryption.enabled = false` to go without";
+    match enabled {
+        Some(Located { value: true, origin }) => section.problem(&origin, why),
+        Some(_) => {}
+        None => details.iter().flatten().for_each(|origin| section.problem(origin, why)),
+    }
+    section.finish();
+}
+
+fn read_monitoring(mut section: Section<'_>) -> Option<Duration> {
+    let interval = section.duration("metrics_collection_interval").map(|duration| duration.value);
+    for alert in ["alert_on_high_latency", "alert_on_storage_full"] {
+        section.refuse_if_on(alert, "no alerts are sent yet; `sira stats` and the health action show the state");
+    }
+    section.finish();
+    interval
+}
+
+fn read_maintenance(mut section: Section<'_>) -> Maintenance {
+    let mut duration = |key, default| section.duration(key).map_or(Duration::from_secs(default), |duration| duration.value);
+    let maintenance = Maintenance {
+        scrub_interval: duration("scrub_interval", 86_400),
+        reap_interval: duration("reap_interval", 60),
+        tombstone_grace: duration("tombstone_grace", 3600),
+        orphan_age: duration("orphan_age", 86_400),
+    };
+    section.finish();
+    maintenance
+}
+
+/// Refused backends by name, with their kind, so that what refers to them is told the same.
+pub(super) type Refused = BTreeMap<String, String>;

@@ -1,0 +1,10 @@
+//! The program `sira`: command line, configuration, start-up and drain.
+
+pub mod cli;
+mod commands;
+pub mod config;
+mod failure;
+pub mod formats;
+pub mod serve;
+
+pub use failure::Failure;

@@ -1,0 +1,244 @@
+//! The configuration: the seed's example, the sample of the documentation, precedence, and every way to be wrong.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // clippy.toml allows them within #[test] functions, not in their helpers
+
+use std::path::Path;
+use std::time::Duration;
+
+use sira::config::{Backend, Config, ConfigError, Flags, ObjectPlace, RocksCompression, Sources};
+use sira_wire::Consistency;
+
+const SEED: &str = include_str!("seed.toml");
+const SAMPLE: &str = include_str!("../../../docs/sira.example.toml");
+const GIB: u64 = 1 << 30;
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    load_with(text, &[])
+}
+
+fn load_with(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::load(&Sources {
+        file: Some(("sira.toml", text)),
+        environment: environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        machine_memory: Some(8 * GIB),
+        ..Sources::default()
+    })
+}
+
+/// The lines of what is wrong with a text; panics if nothing is.
+fn wrong(text: &str) -> Vec<String> {
+    load(text).unwrap_err().lines().collect()
+}
+
+/// Asserts that each expectation is one line of the errors, by its place and a part of what it says, and that there are no more.
+fn assert_lines(lines: &[String], expected: &[(&str, &str)]) {
+    let shown = lines.join("\n");
+    for (place, part) in expected {
+        let hit = lines.iter().any(|line| line.starts_with(&format!("{place}: ")) && line.contains(part));
+        assert!(hit, "no line {place} with {part:?} in:\n{shown}");
+    }
+    assert_eq!(lines.len(), expected.len(), "{shown}");
+}
+
+#[test]
+fn the_seeds_example_is_refused_by_name_and_line_where_it_asks_for_what_is_not_built() {
+    let expected = [
+        ("sira.toml:2", "backend `redis`, whose kind `redis` is not part of this version"),
+        ("sira.toml:4", "`storage.cache_ttl_default` is not part of this version"),
+        ("sira.toml:9", "kind `redis` is planned"),
+        ("sira.toml:14", "kind `postgres` is planned"),
+        ("sira.toml:25", "`intelligent` is not part of this version"),
+        ("sira.toml:26", "`storage.routing.rebalance_interval` is not part of this version"),
+        ("sira.toml:33", "encryption at rest is not part of this version"),
+        ("sira.toml:39", "`storage.monitoring.alert_on_high_latency` is not part of this version"),
+        ("sira.toml:40", "`storage.monitoring.alert_on_storage_full` is not part of this version"),
+    ];
+    assert_lines(&wrong(SEED), &expected);
+}
+
+/// The seed's example without what the errors above name, and nothing else changed.
+fn seed_changed() -> String {
+    let cut = |text: &str, from: &str, to: &str| {
+        let (start, end) = (text.find(from).unwrap(), text.find(to).unwrap());
+        format!("{}{}", &text[..start], &text[end..])
+    };
+    cut(SEED, "[storage.backends.redis]", "[storage.backends.rocksdb]")
+        .replace("cache_ttl_default = 3600\n", "")
+        .replace("default_backend = \"redis\"", "default_backend = \"rocksdb\"")
+        .replace("strategy = \"intelligent\"\nrebalance_interval = 300", "strategy = \"rules\"")
+        .replace("enabled = true", "enabled = false")
+        .replace("alert_on_high_latency = true", "alert_on_high_latency = false")
+        .replace("alert_on_storage_full = true", "alert_on_storage_full = false")
+}
+
+#[test]
+fn the_seeds_example_loads_when_changed_only_there() {
+    let config = load(&seed_changed()).unwrap();
+    let storage = &config.storage;
+    assert_eq!((storage.default_backend.as_str(), storage.record_backend.as_str()), ("rocksdb", "rocksdb"));
+    assert!(storage.enable_caching);
+    assert_eq!(storage.codec, "zstd:3".parse().unwrap());
+    assert_eq!(storage.metrics_interval, Some(Duration::from_secs(60)));
+    assert_eq!(storage.consistency, Consistency::Eventual);
+    assert_eq!(storage.backends.keys().collect::<Vec<_>>(), ["memory", "rocksdb"]);
+    assert_eq!(storage.backends["memory"], Backend::Memory { max_size: GIB });
+    let rocksdb = Backend::RocksDb {
+        path: "./data/rocksdb".into(),
+        max_size: None,
+        compression: RocksCompression::Lz4,
+        cache_size: 512 << 20,
+        write_buffer_size: 64 << 20,
+    };
+    assert_eq!(storage.backends["rocksdb"], rocksdb);
+    assert_eq!(config.memory.limit, 4 * GIB);
+}
+
+#[test]
+fn without_anything_the_defaults_work() {
+    let config = Config::load(&Sources { machine_memory: Some(3 * GIB), ..Sources::default() }).unwrap();
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:9095");
+    assert_eq!(config.server.data_dir, Path::new("./data"));
+    assert_eq!(config.memory.limit, 3 * GIB / 2);
+    assert_eq!(config.storage.default_backend, "rocksdb");
+    assert_eq!(config.storage.backends["rocksdb"].folder(), Some(Path::new("./data/rocksdb")));
+    assert_eq!(config.storage.backends["object"].folder(), Some(Path::new("./data/object")));
+    let [rule] = &config.storage.rules[..] else { panic!("{:?}", config.storage.rules) };
+    assert_eq!((rule.min_size, rule.backend.as_str()), (Some(8 << 20), "object"));
+    // A file that says nothing of backends keeps the built-in ones.
+    assert_eq!(load("[storage]\ndefault_backend = \"object\"").unwrap().storage.backends, config_of_8_gib().storage.backends);
+}
+
+fn config_of_8_gib() -> Config {
+    load("").unwrap()
+}
+
+#[test]
+fn the_sample_loads_and_what_is_shown_reads_back_as_the_same() {
+    let sample = load(SAMPLE).unwrap();
+    let url = ObjectPlace::Url("s3://tensors/sira".into());
+    assert!(matches!(&sample.storage.backends["bucket"], Backend::Object { place, options, .. } if *place == url && options.len() == 3));
+    assert!(sample.storage.rules[0].pattern.as_ref().unwrap().compile_matcher().is_match("scratch/a/b"));
+    for config in [sample, load(&seed_changed()).unwrap(), config_of_8_gib()] {
+        let shown = config.to_string();
+        assert_eq!(load(&shown).unwrap_or_else(|error| panic!("{error}\n{shown}")), config, "{shown}");
+    }
+}
+
+#[test]
+fn the_environment_is_over_the_file_and_flags_are_over_both() {
+    let text = "[server]\nlisten = \"127.0.0.1:1\"\ndata_dir = \"a\"\n[memory]\nlimit = 1_000_000_000";
+    let environment = [
+        ("SIRA_SERVER__LISTEN", "127.0.0.1:2"),
+        ("SIRA_SERVER__DATA_DIR", "b"),
+        ("SIRA_MEMORY__LIMIT", "512MiB"),
+        ("SIRA_STORAGE__ENABLE_CACHING", "false"),
+        ("SIRA_STORAGE__COMPRESSION__LEVEL", "9"),
+        ("SIRA_STORAGE__BACKENDS__OBJECT__URL", "s3://bucket"),
+        ("SIRA_STORAGE__ROUTING__RULES", "[{ pattern = 'cache:*', backend = 'rocksdb' }]"),
+        ("SIRA_URL", "grpc://elsewhere"),
+        ("SIRA_LOG", "debug"),
+        ("OTHER__THING", "1"),
+    ];
+    let sources = Sources {
+        file: Some(("sira.toml", text)),
+        environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        flags: Flags { listen: Some("localhost:3".into()), data: None },
+        machine_memory: None,
+    };
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:3");
+    assert_eq!(config.server.data_dir, Path::new("b"));
+    assert_eq!(config.memory.limit, 512 << 20);
+    assert!(!config.storage.enable_caching);
+    assert_eq!(config.storage.codec.as_str(), "planes+zstd:9");
+    assert!(matches!(&config.storage.backends["object"], Backend::Object { place: ObjectPlace::Url(_), .. }));
+    assert_eq!(config.storage.backends["rocksdb"].folder(), Some(Path::new("b/rocksdb")));
+    let [rule] = &config.storage.rules[..] else { panic!("{:?}", config.storage.rules) };
+    let glob = rule.pattern.as_ref().unwrap().compile_matcher();
+    assert!(glob.is_match("cache:ns/a/b") && !glob.is_match("data:ns/a"));
+}
+
+#[test]
+fn wrong_variables_and_flags_are_named() {
+    let lines = |environment: &[(&str, &str)]| load_with("", environment).unwrap_err().lines().collect::<Vec<_>>();
+    assert_lines(&lines(&[("SIRA_MEMORY__LIMT", "1GiB")]), &[("SIRA_MEMORY__LIMT", "did you mean `limit`?")]);
+    assert_lines(&lines(&[("SIRA_MEMORY__LIMIT", "lots")]), &[("SIRA_MEMORY__LIMIT", "must be a size")]);
+    assert_lines(&lines(&[("SIRA_STORAGE__ENABLE_CACHING", "yes")]), &[("SIRA_STORAGE__ENABLE_CACHING", "true or false")]);
+    assert_lines(&lines(&[("SIRA_STORAGE__ROUTING__RULES", "[{")]), &[("SIRA_STORAGE__ROUTING__RULES", "not TOML")]);
+    let flags = Flags { listen: Some("0.0.0.0:9095".into()), data: None };
+    let error = Config::load(&Sources { flags, ..Sources::default() }).unwrap_err();
+    assert_lines(&error.lines().collect::<Vec<_>>(), &[("--listen", "not a loopback address")]);
+}
+
+#[test]
+fn whatever_is_wrong_is_refused_with_its_line_and_what_would_be_right() {
+    let cases: &[(&str, &str, &str)] = &[
+        ("[memory]\nlimt = 1", "2", "unknown key `limt` in [memory]; did you mean `limit`? known here: `limit`"),
+        ("[memroy]\nlimit = 1", "1", "unknown key `memroy` at the top; did you mean `memory`?"),
+        ("[memory]\nlimit = -1", "2", "must be a size"),
+        ("[memory]\nlimit = 0", "2", "must be a size"),
+        ("[memory]\nlimit = \"2 GiBs\"", "2", "must be a size"),
+        (
+            "[memory]\nlimit = 1.5",
+            "2",
+            "must be a size: bytes above 0, or text such as \"512 MiB\" (B, KB, MB, GB, TB, KiB, MiB, GiB, TiB), not a fraction",
+        ),
+        ("[memory]\nlimit = \"10 MiB\"", "2", "must be left for the rest"),
+        ("[server]\ndrain_timeout = \"-5s\"", "2", "must be a duration"),
+        ("[server]\nlisten = \"9095\"", "2", "not an address with a port"),
+        ("[server]\nlisten = \"192.168.0.1:9095\"", "2", "TLS and authentication are not part of this version"),
+        ("[server]\nlisten = 9095", "2", "must be a text"),
+        ("[server.tls]\ncert = \"x\"", "1", "`server.tls` is not part of this version"),
+        ("[storage]\nenable_caching = \"yes\"", "2", "must be true or false, not \"yes\""),
+        ("[storage]\nconsistency = \"strnog\"", "2", "did you mean `strong`?"),
+        ("[storage]\ndefault_backend = \"rocsdb\"", "2", "did you mean `rocksdb`?; configured: `object`, `rocksdb`"),
+        ("[storage]\nrecord_backend = \"redis\"", "2", "whose kind `redis` is not part of this version"),
+        ("[storage]\nttl_default = \"1500ms\"", "2", "whole seconds"),
+        ("[storage]\n\nttl_defualt = 5", "3", "did you mean `ttl_default`?"),
+        ("[storage.backends.fast]\nmax_size = 1", "1", "backend `fast` needs a `kind`: one of `memory`, `file`, `rocksdb`, `object`"),
+        ("[storage.backends.fast]\nkind = \"memroy\"", "2", "did you mean `memory`?"),
+        ("[storage.backends.fast]\nkind = \"sled\"", "2", "kind `sled` is planned but not part of this version"),
+        ("[storage.backends.s3]\nurl = \"s3://x\"", "1", "write kind = \"object\""),
+        ("[storage.backends.rocksdb]\ncompresion = \"lz4\"", "2", "did you mean `compression`?"),
+        ("[storage.backends.rocksdb]\ncompression = \"brotli\"", "2", "one of `none`, `lz4`, `zstd`"),
+        ("[storage.backends.Fast]\nkind = \"file\"", "1", "backend name \"Fast\""),
+        ("[storage.backends.object]\nurl = \"ftp://x\"", "2", "must name a bucket"),
+        ("[storage.backends.object]\nurl = \"s3://x\"\npath = \"y\"", "2", "write one of the two"),
+        (
+            "[storage.backends.object]\nurl = \"s3://x\"\n[storage.backends.object.options]\nsecret_access_key = \"x\"",
+            "4",
+            "credentials come from the environment",
+        ),
+        (
+            "[storage.backends.a]\nkind = \"file\"\npath = \"x\"\n[storage.backends.b]\nkind = \"file\"\npath = \"./x/y\"\n[storage]\ndefault_backend = \"a\"",
+            "4",
+            "share the folder",
+        ),
+        ("[storage.backends.file]\npath = \"./data\"", "1", "holds Sira's own files"),
+        ("[storage.backends.rocksdb]\n[storage.backends.file]\n[storage]\nttl_default = 1", "3", "`storage.default_backend` is needed"),
+        ("[storage.backends]", "1", "names no backend"),
+        ("[storage.routing]\nstrategy = \"random\"", "2", "routing strategy `random` is unknown; there is `rules`"),
+        ("[storage.routing]\nrules = [{ pattern = \"a{b\", backend = \"object\" }]", "2", "is not a glob"),
+        ("[storage.routing]\nrules = [{ pattern = \"a*\" }]", "2", "needs a `backend`"),
+        ("[storage.routing]\nrules = [{ backend = \"object\" }]", "2", "needs a `pattern`, a `min_size` or a `max_size`"),
+        ("[storage.routing]\n[[storage.routing.rules]]\nmin_size = 9\nmax_size = 8\nbackend = \"object\"", "3", "matches nothing"),
+        ("[storage.routing]\nrules = [\n  { pattern = \"a*\", backend = \"objct\" },\n]", "3", "did you mean `object`?"),
+        ("[storage.routing]\nrules = \"cache:*\"", "2", "must be a list of sections"),
+        ("[storage.routing]\ndefault = \"object\"", "2", "`storage.default_backend`"),
+        ("[storage.compression]\ndefault_algorithm = \"zst\"", "2", "unknown codec \"zst\"; known: none, planes"),
+        ("[storage.compression]\ndefault_algorithm = \"lz4\"\nlevel = 3", "3", "codec lz4 takes"),
+        ("[storage.compression]\ndefault_algorithm = \"zstd:3\"\nlevel = 3", "3", "already has a level"),
+        ("[storage.compression]\ndefault_algorithm = \"gzip\"\nlevel = 12", "3", "codec gzip takes"),
+        ("[storage.compression]\nlevel = 0", "2", "a whole number from 1 to 22"),
+        ("[storage.encryption]\nalgorithm = \"aes256gcm\"", "2", "nothing would be encrypted"),
+        ("[storage.encryption]\nenabled = false\nalgorithm = \"rot13\"", "3", "one of `aes256gcm`, `chacha20poly1305`"),
+        ("[cluster]\nnodes = 3", "1", "`cluster` is not part of this version"),
+        ("[memory]\nlimit = 1\nlimit = 2", "3", "duplicate key"),
+        ("[memory\nlimit = 1", "1", ""),
+    ];
+    for (text, line, part) in cases {
+        let lines = wrong(text);
+        let hit = lines.iter().any(|found| found.starts_with(&format!("sira.toml:{line}: ")) && found.contains(part));
+        assert!(hit, "no line {line} with {part:?} for\n{text}\nin\n{}", lines.join("\n"));
+    }
+}

@@ -1,0 +1,43 @@
+"""One server for all tests that neither stop nor fill it, and a namespace of its own for each test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from pyarrow import flight
+
+import sira_store
+from server import Server, program
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if not program().exists():
+        pytest.fail(f"{program()} is not there: build it first, or name it in SIRA_BIN")
+    with Server(tmp_path_factory.mktemp("server") / "data") as server:
+        yield server
+        assert server.terminate() == 0
+
+
+@pytest.fixture
+def plain(server: Server) -> Iterator[flight.FlightClient]:
+    """A plain Flight client, as a user without sira_store has it."""
+    with flight.FlightClient(server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def sira(server: Server) -> Iterator[sira_store.Client]:
+    with sira_store.connect(server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def ns(request: pytest.FixtureRequest) -> str:
+    """A namespace that no other test uses."""
+    return (
+        re.sub(r"[^a-z0-9_-]", "-", request.node.name.lower())[:48]
+        + f"-{abs(hash(request.node.nodeid)) % 10**6}"
+    )

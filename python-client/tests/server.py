@@ -1,0 +1,100 @@
+"""A real server as a child process, for tests that start, stop and kill it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from types import TracebackType
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LISTENING = "sira: listening on "
+
+
+def program() -> Path:
+    """The server under test: the environment's SIRA_BIN, or the repository's build."""
+    return Path(os.environ.get("SIRA_BIN") or REPOSITORY / "bin" / "sira")
+
+
+class Server:
+    """`sira serve` over a data folder. `config` is the text of its configuration file."""
+
+    def __init__(self, data: Path, config: str = "") -> None:
+        self.data = data
+        self.config = config
+        self.url = ""
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The running server's process id."""
+        return self._running().pid
+
+    @property
+    def log(self) -> Path:
+        """What all runs over this folder wrote to their standard error."""
+        return self.data.with_name(f"{self.data.name}.log")
+
+    def start(self) -> Server:
+        """Starts it and waits until it listens."""
+        if self._process is not None:
+            raise RuntimeError("the server runs already")
+        # The system picks a free port, which the server then says.
+        command = [str(program()), "serve", "--listen", "127.0.0.1:0", "--data", str(self.data)]
+        if self.config:
+            config = self.data.with_name(f"{self.data.name}.toml")
+            config.write_text(self.config)
+            command += ["--config", str(config)]
+        with self.log.open("a") as log:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(LISTENING):
+                self.url = line.removeprefix(LISTENING).strip()
+                self._process = process
+                # Nobody else reads the pipe, and a full one would stop the server.
+                threading.Thread(target=process.stdout.read, daemon=True).start()
+                return self
+        process.stdout.close()
+        raise RuntimeError(
+            f"{' '.join(command)}: exit status {process.wait()}\n{self.log.read_text()[-4000:]}"
+        )
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is written, nobody is told."""
+        self._end(signal.SIGKILL)
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit status once it has drained."""
+        return self._end(signal.SIGTERM)
+
+    def restart(self) -> Server:
+        """Starts it again over the same folder. The port is another one."""
+        return self.start()
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            raise RuntimeError("the server does not run")
+        return self._process
+
+    def _end(self, how: signal.Signals) -> int:
+        process, self._process = self._running(), None
+        process.send_signal(how)
+        try:
+            # Far longer than a drain ever takes: this only keeps a hanging server from hanging the tests.
+            return process.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self.kill()

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Everything CI runs; with `check`, without the tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/env.sh
+
+step() { printf '\n== %s\n' "$*"; "$@"; }
+
+step cargo fmt --all --check
+step scripts/schemas.sh --check
+step cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts
+step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts
+[ "${1:-}" != check ] || exit 0
+
+step cargo test --quiet --locked --workspace
+RUSTDOCFLAGS='-D warnings' step cargo doc --quiet --locked --workspace --no-deps
+step make --no-print-directory build
+SIRA_BIN=$PWD/bin/sira step .venv/bin/pytest --quiet python-client/tests
