@@ -7,7 +7,7 @@ use prost::Message;
 use serde::Serialize;
 use sira_backend::HealthStatus;
 use sira_store::StorageClient;
-use sira_wire::{Code, DeleteAnswer, DeleteRequest, ExistsAnswer, KeyRequest, ListAnswer, ListRequest, WireError};
+use sira_wire::{Code, DeleteAnswer, DeleteRequest, EmptyRequest, ExistsAnswer, KeyRequest, ListAnswer, ListRequest, WireError};
 use tonic::Status;
 
 use crate::status::{of_store, of_wire, refuse, unsupported};
@@ -63,8 +63,14 @@ pub(crate) async fn run(store: &StorageClient, action: &Action) -> Result<Vec<u8
             let (entries, next) = store.list(&request.prefix, request.after.as_deref(), limit).map_err(of_store)?;
             json(&ListAnswer { entries, next })
         }
-        "stats" => json(&store.stats().await),
-        "health" => json(&health(store).await),
+        "stats" => {
+            EmptyRequest::parse(body).map_err(wire)?;
+            json(&store.stats().await)
+        }
+        "health" => {
+            EmptyRequest::parse(body).map_err(wire)?;
+            json(&health(store).await)
+        }
         "CancelFlightInfo" => Ok(CancelFlightInfoResult { status: CancelStatus::NotCancellable as i32 }.encode_to_vec()),
         "RenewFlightEndpoint" => Err(unsupported("tickets do not expire; there is nothing to renew")),
         other => {

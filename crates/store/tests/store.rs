@@ -1,5 +1,7 @@
 //! What the store promises, one behaviour a test, over backends in memory that outlive it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::BTreeMap;

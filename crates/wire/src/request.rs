@@ -30,7 +30,7 @@ macro_rules! versioned {
     ($($name:ident),*) => { $(impl Versioned for $name { fn version(&self) -> u32 { self.v } })* };
 }
 pub(crate) use versioned;
-versioned!(Ticket, KeyRequest, DeleteRequest, ListRequest);
+versioned!(Ticket, KeyRequest, DeleteRequest, ListRequest, EmptyRequest);
 
 /// What `do_get` is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +104,21 @@ impl DeleteRequest {
             text.parse().map_err(|_| WireError::new(Code::BadRequest, format!("if is {text:?}; a delete takes a version in decimal")))
         });
         Ok((request.key.parse()?, version.transpose()?))
+    }
+}
+
+/// The body of `stats` and `health`, which say nothing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmptyRequest {
+    /// Version of the contract.
+    pub v: u32,
+}
+
+impl EmptyRequest {
+    /// Reads an action's body, which may be missing.
+    pub fn parse(body: &[u8]) -> Result<(), WireError> {
+        if body.is_empty() { Ok(()) } else { parse::<EmptyRequest>("body", body).map(drop) }
     }
 }
 
