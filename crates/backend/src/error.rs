@@ -41,6 +41,9 @@ pub enum BackendError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The backend itself found that what it stored is damaged.
+    #[error("damaged: {0}")]
+    Corrupt(String),
     /// The configuration cannot work: say so to the person who wrote it.
     #[error("bad configuration: {0}")]
     Config(String),

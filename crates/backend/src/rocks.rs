@@ -218,6 +218,9 @@ fn failed(context: &str, error: rocksdb::Error) -> BackendError {
     if full.iter().any(|reason| text.contains(reason)) {
         return BackendError::OutOfSpace(format!("{context}: {error}"));
     }
+    if error.kind() == rocksdb::ErrorKind::Corruption {
+        return BackendError::Corrupt(format!("{context}: {error}"));
+    }
     BackendError::Unavailable { context: context.to_owned(), source: error.into() }
 }
 
@@ -340,8 +343,7 @@ impl Inner {
 
 /// The length in an entry of `sizes`.
 fn size(len: &[u8], name: &[u8]) -> Result<u64, BackendError> {
-    let bad =
-        |_| BackendError::Unavailable { context: "a stored length is damaged".into(), source: name.escape_ascii().to_string().into() };
+    let bad = |_| BackendError::Corrupt(format!("the stored length of {}", name.escape_ascii()));
     <[u8; 8]>::try_from(len).map(u64::from_le_bytes).map_err(bad)
 }
 

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use prost::Message;
+use sira_store::ledger::Reservation;
 use sira_store::{StorageClient, StoreError, WriteOptions, Writer};
 use sira_tensor::carrier::Column;
 use sira_tensor::{DType, TensorSpec};
@@ -84,6 +85,8 @@ struct Incoming<'a> {
     options: PutOptions,
     column: Column,
     writer: Option<Writer>,
+    /// Memory for rows that are permuted.
+    rows: Option<Reservation>,
 }
 
 impl<'a> Incoming<'a> {
@@ -97,7 +100,7 @@ impl<'a> Incoming<'a> {
         };
         let (key, options) = key_and_options(&descriptor, &schema)?;
         let column = Column::of(&schema).map_err(|e| of_store(e.into()))?;
-        Ok(Incoming { store, key, options, column, writer: None })
+        Ok(Incoming { store, key, options, column, writer: None, rows: None })
     }
 
     /// What is being put, when `rows` rows come without a declared shape.
@@ -129,6 +132,19 @@ impl<'a> Incoming<'a> {
     }
 
     async fn begin(&mut self, rows: u64) -> Result<(), Status> {
+        if self.column.permutation.is_some() {
+            let row_bytes = self.column.row_bytes();
+            if row_bytes > MAX_PERMUTED_ROW {
+                return Err(refuse(
+                    Code::BadTensor,
+                    format!(
+                        "a permuted row of {row_bytes} bytes; rows up to {MAX_PERMUTED_ROW} are reordered here, send larger ones contiguous"
+                    ),
+                ));
+            }
+            // Before the writer takes its own: who holds memory never waits for more.
+            self.rows = Some(self.store.reserve(2 * row_bytes).await.map_err(of_store)?);
+        }
         let spec = self.spec(rows).map_err(of_store)?;
         let options = WriteOptions {
             codec: self.options.codec.clone(),
@@ -157,7 +173,7 @@ impl<'a> Incoming<'a> {
         }
         skip(input, offset).await?;
         if self.column.permutation.is_some() {
-            return permuted(self.store, &self.column, writer, input, len).await;
+            return permuted(&self.column, writer, input, len).await;
         }
         let mut left = len;
         while left > 0 {
@@ -196,15 +212,8 @@ async fn skip(input: &mut Input, mut bytes: u64) -> Result<(), Status> {
 }
 
 /// Takes rows that are sent in another order of their axes.
-async fn permuted(store: &StorageClient, column: &Column, writer: &mut Writer, input: &mut Input, len: u64) -> Result<(), Status> {
+async fn permuted(column: &Column, writer: &mut Writer, input: &mut Input, len: u64) -> Result<(), Status> {
     let row_bytes = column.row_bytes();
-    if row_bytes > MAX_PERMUTED_ROW {
-        return Err(refuse(
-            Code::BadTensor,
-            format!("a permuted row of {row_bytes} bytes; rows up to {MAX_PERMUTED_ROW} are reordered here, send larger ones contiguous"),
-        ));
-    }
-    let _memory = store.reserve(2 * row_bytes).await.map_err(of_store)?;
     let (mut sent, mut logical) = (Vec::with_capacity(row_bytes as usize), vec![0; row_bytes as usize]);
     for _ in 0..len / row_bytes.max(1) {
         sent.clear();

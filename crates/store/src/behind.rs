@@ -22,6 +22,8 @@ const UNIT: u64 = 4096;
 pub(crate) struct Behind {
     waiting: Mutex<BTreeMap<String, Waiting>>,
     free: Arc<Semaphore>,
+    /// One writer at a time: two that wrote the same record would sweep each other's chunks.
+    writing: tokio::sync::Mutex<()>,
 }
 
 struct Waiting {
@@ -32,7 +34,7 @@ struct Waiting {
 
 impl Behind {
     pub fn new(budget: u64) -> Behind {
-        Behind { waiting: Mutex::default(), free: Arc::new(Semaphore::new((budget / UNIT) as usize)) }
+        Behind { waiting: Mutex::default(), free: Arc::new(Semaphore::new((budget / UNIT) as usize)), writing: Default::default() }
     }
 
     /// Room for `bytes` of unwritten data, if there is.
@@ -61,9 +63,9 @@ impl Behind {
         }
     }
 
-    /// A key that waits.
-    pub fn first(&self) -> Option<Key> {
-        self.waiting.lock().values().next().map(|w| w.record.key.clone())
+    /// The keys that wait.
+    pub fn keys(&self) -> Vec<Key> {
+        self.waiting.lock().values().map(|w| w.record.key.clone()).collect()
     }
 
     /// Bytes that wait.
@@ -85,8 +87,19 @@ impl Behind {
     }
 }
 
+/// Writes all that waits; one that fails does not hold up the others, and is the answer.
+pub(crate) async fn write_all(inner: &Arc<Inner>) -> Result<(), StoreError> {
+    let _one = inner.behind.writing.lock().await;
+    let mut result = Ok(());
+    for key in inner.behind.keys() {
+        let written = write(inner, &key).await;
+        result = result.and(written);
+    }
+    result
+}
+
 /// Writes the waiting record of `key` to its home. Whoever replaced it meanwhile wins.
-pub(crate) async fn write(inner: &Arc<Inner>, key: &Key) -> Result<(), StoreError> {
+async fn write(inner: &Arc<Inner>, key: &Key) -> Result<(), StoreError> {
     let Some((mut record, part)) = inner.behind.waiting.lock().get(key.as_str()).map(|w| (w.record.clone(), w.part.clone())) else {
         return Ok(());
     };

@@ -190,9 +190,7 @@ impl StorageClient {
         while self.inner.writers.load(Ordering::SeqCst) > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        while let Some(key) = self.inner.behind.first() {
-            crate::behind::write(&self.inner, &key).await?;
-        }
+        crate::behind::write_all(&self.inner).await?;
         self.inner.nudge.notify_waiters();
         Ok(())
     }

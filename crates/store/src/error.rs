@@ -79,6 +79,7 @@ impl StoreError {
             StoreError::Codec(_) => Code::UnknownCodec,
             StoreError::ShuttingDown => Code::ShuttingDown,
             StoreError::Backend { source: BackendError::OutOfSpace(_), .. } => Code::OutOfSpace,
+            StoreError::Backend { source: BackendError::Corrupt(_), .. } => Code::Corrupt,
             StoreError::Backend { .. } => Code::Backend,
             StoreError::Internal(_) => Code::Internal,
         }

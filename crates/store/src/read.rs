@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use sira_backend::Payload;
+use sira_backend::{BackendError, Payload};
 use sira_codec::{Chain, ChunkContext};
 use sira_tensor::TensorSpec;
 use sira_tensor::grid::{Grid, Region, runs};
@@ -122,7 +122,10 @@ async fn inline(inner: &Inner, record: &TensorRecord) -> Result<Vec<u8>, StoreEr
     }
     let (tier, name) = (inner.record_tier()?, record.name());
     let place = format!("of tensor {} in backend {}", record.key, tier.name);
-    let bytes = tier.backend.get(&name, None).await.map_err(|e| tier.failed(e))?;
+    let bytes = tier.backend.get(&name, None).await.map_err(|error| match error {
+        BackendError::Corrupt(reason) => StoreError::Corrupt(format!("record {place}: {reason}")),
+        other => tier.failed(other),
+    })?;
     let bytes = bytes.ok_or_else(|| StoreError::Corrupt(format!("record {place} is gone")))?;
     let stored = TensorRecord::from_bytes(&place, &bytes)?;
     let part = stored.data()?;
@@ -140,14 +143,15 @@ fn from_memory(part: Arc<HotPart>, spec: &TensorSpec, wanted: Region, whole: boo
     }
     let item = spec.dtype().item_size().unwrap_or(1) as u64;
     let (run, begins) = runs(spec.shape(), item, &wanted);
-    let mut begins = begins.collect::<Vec<_>>().into_iter().peekable();
+    let mut begins = begins.peekable();
+    let mut cursor = Cursor { part, piece: 0, offset: 0 };
     let mut within = 0;
     let pieces = std::iter::from_fn(move || {
         let mut piece = Vec::new();
         while (piece.len() as u64) < PIECE {
             let Some(&begin) = begins.peek() else { break };
             let take = (run - within).min(PIECE - piece.len() as u64);
-            append(&mut piece, &part.payload, begin + within, take);
+            cursor.append(&mut piece, begin + within, take as usize);
             within += take;
             if within == run {
                 within = 0;
@@ -159,21 +163,33 @@ fn from_memory(part: Arc<HotPart>, spec: &TensorSpec, wanted: Region, whole: boo
     futures::stream::iter(pieces).boxed()
 }
 
-/// Appends `len` bytes of `payload` from `offset` on.
-fn append(target: &mut Vec<u8>, payload: &Payload, mut offset: u64, len: u64) {
-    let mut left = len as usize;
-    for piece in payload.pieces() {
-        let size = piece.len() as u64;
-        if offset >= size {
-            offset -= size;
-            continue;
-        }
-        let take = left.min((size - offset) as usize);
-        target.extend_from_slice(&piece[offset as usize..offset as usize + take]);
-        left -= take;
-        offset = 0;
-        if left == 0 {
-            return;
+/// A place in a part that only moves forward: a slice may have millions of runs.
+struct Cursor {
+    part: Arc<HotPart>,
+    piece: usize,
+    /// Where the piece begins.
+    offset: u64,
+}
+
+impl Cursor {
+    /// Appends `len` bytes from `begin` on, which is at or after every byte appended before.
+    fn append(&mut self, target: &mut Vec<u8>, begin: u64, len: usize) {
+        let (mut begin, mut left) = (begin, len);
+        while let Some(piece) = self.part.payload.pieces().get(self.piece) {
+            let end = self.offset + piece.len() as u64;
+            if begin >= end {
+                self.offset = end;
+                self.piece += 1;
+                continue;
+            }
+            let take = left.min((end - begin) as usize);
+            let from = (begin - self.offset) as usize;
+            target.extend_from_slice(&piece[from..from + take]);
+            begin += take as u64;
+            left -= take;
+            if left == 0 {
+                return;
+            }
         }
     }
 }
@@ -258,7 +274,10 @@ impl ChunkSource {
     /// The stored bytes of one chunk, verified.
     pub async fn fetch(&self, cell: u64) -> Result<Bytes, StoreError> {
         let chunk = self.copy.chunks[cell as usize];
-        let stored = self.tier.backend.get(&chunk_name(&self.copy.write_id, 0, cell), None).await.map_err(|e| self.tier.failed(e))?;
+        let stored = self.tier.backend.get(&chunk_name(&self.copy.write_id, 0, cell), None).await.map_err(|error| match error {
+            BackendError::Corrupt(reason) => self.corrupt(cell, reason),
+            other => self.tier.failed(other),
+        })?;
         let stored = stored.ok_or_else(|| self.corrupt(cell, "it is gone".into()))?;
         if stored.len() as u64 != chunk.stored_bytes {
             return Err(self.corrupt(cell, format!("{} bytes are stored where {} were written", stored.len(), chunk.stored_bytes)));

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::StoreError;
 use crate::client::{Inner, Tier};
@@ -20,22 +20,23 @@ const PAGE: usize = 1000;
 pub(crate) fn spawn(inner: &Arc<Inner>) {
     let (weak, nudge, interval) = (Arc::downgrade(inner), inner.nudge.clone(), inner.options.reap_interval);
     inner.seams.spawner.spawn(Box::pin(async move {
-        let mut since_scrub = Duration::ZERO;
+        let mut reaped = Instant::now();
+        let mut scrubbed = reaped;
         loop {
-            let nudged = tokio::time::timeout(interval, nudge.notified()).await.is_ok();
+            drop(tokio::time::timeout(interval, nudge.notified()).await);
             // Held while waiting, the store would never end.
             let Some(inner) = weak.upgrade() else { return };
             if inner.stopping.load(Ordering::SeqCst) {
                 return;
             }
-            if !nudged {
-                since_scrub += interval;
+            if reaped.elapsed() >= interval {
+                reaped = Instant::now();
                 log("expiry", reap(&inner).await);
             }
-            log("write behind", write_behind(&inner).await);
+            log("write behind", crate::behind::write_all(&inner).await);
             log("garbage", collect_garbage(&inner).await);
-            if inner.options.scrub_interval.is_some_and(|every| since_scrub >= every) {
-                since_scrub = Duration::ZERO;
+            if inner.options.scrub_interval.is_some_and(|every| scrubbed.elapsed() >= every) {
+                scrubbed = Instant::now();
                 match scrub(&inner).await {
                     Ok(report) if report.bad.is_empty() => tracing::info!(?report, "scrub"),
                     Ok(report) => tracing::error!(?report, "scrub found damage"),
@@ -50,13 +51,6 @@ fn log<T>(what: &str, result: Result<T, StoreError>) {
     if let Err(error) = result {
         tracing::warn!(%error, "{what} failed; it is tried again");
     }
-}
-
-async fn write_behind(inner: &Arc<Inner>) -> Result<(), StoreError> {
-    while let Some(key) = inner.behind.first() {
-        crate::behind::write(inner, &key).await?;
-    }
-    Ok(())
 }
 
 /// Buries what has expired, and forgets tombstones whose grace is over.

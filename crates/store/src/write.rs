@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use sira_backend::{BackendError, Durability, Payload, PutMode, PutOptions};
 use sira_codec::{Chain, ChunkContext, Encoded};
 use sira_tensor::TensorSpec;
@@ -63,7 +63,7 @@ pub struct Writer {
     filled: u64,
     /// What stays in memory, with its reservation.
     kept: Option<(Payload, Reservation)>,
-    _working: Reservation,
+    working: Option<Reservation>,
     committed: bool,
 }
 
@@ -126,7 +126,7 @@ impl Writer {
             last: None,
             filled: 0,
             kept,
-            _working: working,
+            working: Some(working),
             committed: false,
             inner,
         })
@@ -193,14 +193,8 @@ impl Writer {
                 let (sender, receiver) = oneshot::channel();
                 self.last = Some(slab.clone());
                 self.storing = Some(receiver);
-                self.inner.seams.spawner.spawn(Box::pin(async move {
-                    let mut sender = sender;
-                    // A writer that is gone wants no more chunks.
-                    tokio::select! {
-                        done = sink.store(&slab, bytes) => drop(sender.send(done)),
-                        () = sender.closed() => {}
-                    }
-                }));
+                // Runs to its end even if the writer goes: what is being written must be known before it can be swept.
+                self.inner.seams.spawner.spawn(Box::pin(async move { drop(sender.send(sink.store(&slab, bytes).await)) }));
             }
         }
         Ok(())
@@ -214,8 +208,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes the tensor visible, all of it at once. When this returns, the put survives what its level promises.
-    pub async fn commit(mut self) -> Result<PutAnswer, StoreError> {
+    /// Makes the tensor visible, all of it at once. When this returns, the put survives what its level promises. A caller that goes away
+    /// meanwhile does not stop it half-way.
+    pub async fn commit(self) -> Result<PutAnswer, StoreError> {
+        let spawner = self.inner.seams.spawner.clone();
+        let (sender, receiver) = oneshot::channel();
+        spawner.spawn(Box::pin(async move { drop(sender.send(self.finish().await)) }));
+        receiver.await.unwrap_or_else(|_| Err(StoreError::Internal("a task that commits has died".into())))
+    }
+
+    async fn finish(mut self) -> Result<PutAnswer, StoreError> {
         if self.missing() > 0 {
             return Err(StoreError::Incomplete(format!(
                 "{} of shape {:?} has {} bytes; the stream ended after {}. Nothing was stored",
@@ -276,10 +278,14 @@ impl Drop for Writer {
             return;
         }
         if let Course::Chunks(sink) = &self.course {
-            // The task that stores chunks stops when its receiver goes; what it wrote is swept after it.
+            // What the task that stores chunks still writes is swept after it; its memory is in use until then.
             let (sink, storing, write_id) = (sink.clone(), self.storing.take(), self.write_id.clone());
-            drop(storing);
+            let working = self.working.take();
             self.inner.seams.spawner.spawn(Box::pin(async move {
+                if let Some(storing) = storing {
+                    drop(storing.await);
+                }
+                drop(working);
                 if let Err(error) = upkeep::sweep(&sink.inner, &sink.home, &write_id).await {
                     tracing::warn!(%error, write_id, "chunks of an abandoned put stay until the next start");
                 }
@@ -362,7 +368,9 @@ impl ChunkSink {
     pub async fn store(self: &Arc<Self>, slab: &Slab, bytes: Bytes) -> Result<Vec<Chunk>, StoreError> {
         let cells = self.grid.touched(&slab.region);
         let stored = futures::stream::iter(cells).map(|cell| self.clone().store_cell(cell, slab.clone(), bytes.clone()));
-        stored.buffered(WIDTH).try_collect().await
+        // All are awaited, even after one has failed: a backend may finish a put whose caller has gone.
+        let stored: Vec<_> = stored.buffered(WIDTH).collect().await;
+        stored.into_iter().collect()
     }
 
     async fn store_cell(self: Arc<Self>, cell: u64, slab: Slab, bytes: Bytes) -> Result<Chunk, StoreError> {

@@ -152,7 +152,7 @@ impl Grid {
 
 /// The box `region` of a row-major tensor of `shape`, as runs of consecutive bytes in order: the length of every run, and where
 /// each begins.
-pub fn runs(shape: &[u64], item: u64, region: &[Range<u64>]) -> (u64, impl Iterator<Item = u64>) {
+pub fn runs(shape: &[u64], item: u64, region: &[Range<u64>]) -> (u64, impl Iterator<Item = u64> + use<>) {
     let whole: Region = shape.iter().map(|&extent| 0..extent).collect();
     let mut split = region.len();
     let mut run = item;

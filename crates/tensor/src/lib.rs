@@ -6,6 +6,7 @@ mod error;
 #[allow(missing_docs, unsafe_code, unused_qualifications, clippy::all, clippy::unwrap_used)]
 // Reason: written by flatc from schemas/, see `make schemas`.
 mod generated {
+    #[rustfmt::skip]
     pub mod spec;
 }
 pub mod grid;

@@ -6,983 +6,946 @@ extern crate alloc;
 #[allow(unused_imports, dead_code)]
 pub mod sira {
 
-    extern crate alloc;
-    #[allow(unused_imports, dead_code)]
-    pub mod record {
+extern crate alloc;
+#[allow(unused_imports, dead_code)]
+pub mod record {
 
-        extern crate alloc;
+extern crate alloc;
 
-        #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-        pub const ENUM_MIN_CONSISTENCY: u8 = 0;
-        #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-        pub const ENUM_MAX_CONSISTENCY: u8 = 2;
-        #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-        #[allow(non_camel_case_types)]
-        pub const ENUM_VALUES_CONSISTENCY: [Consistency; 3] = [Consistency::eventual, Consistency::strong, Consistency::weak];
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_CONSISTENCY: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_CONSISTENCY: u8 = 2;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_CONSISTENCY: [Consistency; 3] = [
+  Consistency::eventual,
+  Consistency::strong,
+  Consistency::weak,
+];
 
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-        #[repr(transparent)]
-        pub struct Consistency(pub u8);
-        #[allow(non_upper_case_globals)]
-        impl Consistency {
-            pub const eventual: Self = Self(0);
-            pub const strong: Self = Self(1);
-            pub const weak: Self = Self(2);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct Consistency(pub u8);
+#[allow(non_upper_case_globals)]
+impl Consistency {
+  pub const eventual: Self = Self(0);
+  pub const strong: Self = Self(1);
+  pub const weak: Self = Self(2);
 
-            pub const ENUM_MIN: u8 = 0;
-            pub const ENUM_MAX: u8 = 2;
-            pub const ENUM_VALUES: &'static [Self] = &[Self::eventual, Self::strong, Self::weak];
-            /// Returns the variant's name or "" if unknown.
-            pub fn variant_name(self) -> Option<&'static str> {
-                match self {
-                    Self::eventual => Some("eventual"),
-                    Self::strong => Some("strong"),
-                    Self::weak => Some("weak"),
-                    _ => None,
-                }
-            }
-        }
-        impl ::core::fmt::Debug for Consistency {
-            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
-                if let Some(name) = self.variant_name() { f.write_str(name) } else { f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0)) }
-            }
-        }
-        impl<'a> ::flatbuffers::Follow<'a> for Consistency {
-            type Inner = Self;
-            #[inline]
-            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-                let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
-                Self(b)
-            }
-        }
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::eventual,
+    Self::strong,
+    Self::weak,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::eventual => Some("eventual"),
+      Self::strong => Some("strong"),
+      Self::weak => Some("weak"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for Consistency {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for Consistency {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
 
-        impl ::flatbuffers::Push for Consistency {
-            type Output = Consistency;
-            #[inline]
-            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
-                unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
-            }
-        }
+impl ::flatbuffers::Push for Consistency {
+    type Output = Consistency;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
 
-        impl ::flatbuffers::EndianScalar for Consistency {
-            type Scalar = u8;
-            #[inline]
-            fn to_little_endian(self) -> u8 {
-                self.0.to_le()
-            }
-            #[inline]
-            #[allow(clippy::wrong_self_convention)]
-            fn from_little_endian(v: u8) -> Self {
-                let b = u8::from_le(v);
-                Self(b)
-            }
-        }
+impl ::flatbuffers::EndianScalar for Consistency {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
 
-        impl<'a> ::flatbuffers::Verifiable for Consistency {
-            #[inline]
-            fn run_verifier(v: &mut ::flatbuffers::Verifier, pos: usize) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-                u8::run_verifier(v, pos)
-            }
-        }
+impl<'a> ::flatbuffers::Verifiable for Consistency {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
 
-        impl ::flatbuffers::SimpleToVerifyInSlice for Consistency {}
-        // struct Chunk, aligned to 8
-        #[repr(transparent)]
-        #[derive(Clone, Copy, PartialEq)]
-        pub struct Chunk(pub [u8; 24]);
-        impl Default for Chunk {
-            fn default() -> Self {
-                Self([0; 24])
-            }
-        }
-        impl ::core::fmt::Debug for Chunk {
-            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
-                f.debug_struct("Chunk")
-                    .field("stored_bytes", &self.stored_bytes())
-                    .field("checksum", &self.checksum())
-                    .field("chain", &self.chain())
-                    .finish()
-            }
-        }
+impl ::flatbuffers::SimpleToVerifyInSlice for Consistency {}
+// struct Chunk, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Chunk(pub [u8; 24]);
+impl Default for Chunk { 
+  fn default() -> Self { 
+    Self([0; 24])
+  }
+}
+impl ::core::fmt::Debug for Chunk {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Chunk")
+      .field("stored_bytes", &self.stored_bytes())
+      .field("checksum", &self.checksum())
+      .field("chain", &self.chain())
+      .finish()
+  }
+}
 
-        impl ::flatbuffers::SimpleToVerifyInSlice for Chunk {}
-        impl<'a> ::flatbuffers::Follow<'a> for Chunk {
-            type Inner = &'a Chunk;
-            #[inline]
-            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-                unsafe { <&'a Chunk>::follow(buf, loc) }
-            }
-        }
-        impl<'a> ::flatbuffers::Follow<'a> for &'a Chunk {
-            type Inner = &'a Chunk;
-            #[inline]
-            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-                unsafe { ::flatbuffers::follow_cast_ref::<Chunk>(buf, loc) }
-            }
-        }
-        impl<'b> ::flatbuffers::Push for Chunk {
-            type Output = Chunk;
-            #[inline]
-            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
-                let src =
-                    unsafe { ::core::slice::from_raw_parts(self as *const Chunk as *const u8, <Self as ::flatbuffers::Push>::size()) };
-                dst.copy_from_slice(src);
-            }
-            #[inline]
-            fn alignment() -> ::flatbuffers::PushAlignment {
-                ::flatbuffers::PushAlignment::new(8)
-            }
-        }
+impl ::flatbuffers::SimpleToVerifyInSlice for Chunk {}
+impl<'a> ::flatbuffers::Follow<'a> for Chunk {
+  type Inner = &'a Chunk;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Chunk>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Chunk {
+  type Inner = &'a Chunk;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Chunk>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Chunk {
+    type Output = Chunk;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Chunk as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
 
-        impl<'a> ::flatbuffers::Verifiable for Chunk {
-            #[inline]
-            fn run_verifier(v: &mut ::flatbuffers::Verifier, pos: usize) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-                v.in_buffer::<Self>(pos)
-            }
-        }
+impl<'a> ::flatbuffers::Verifiable for Chunk {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
 
-        impl<'a> Chunk {
-            #[allow(clippy::too_many_arguments)]
-            pub fn new(stored_bytes: u64, checksum: u64, chain: u32) -> Self {
-                let mut s = Self([0; 24]);
-                s.set_stored_bytes(stored_bytes);
-                s.set_checksum(checksum);
-                s.set_chain(chain);
-                s
-            }
+impl<'a> Chunk {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    stored_bytes: u64,
+    checksum: u64,
+    chain: u32,
+  ) -> Self {
+    let mut s = Self([0; 24]);
+    s.set_stored_bytes(stored_bytes);
+    s.set_checksum(checksum);
+    s.set_chain(chain);
+    s
+  }
 
-            pub fn stored_bytes(&self) -> u64 {
-                let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-                // Safety:
-                // Created from a valid Table for this object
-                // Which contains a valid value in this slot
-                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-                    ::core::ptr::copy_nonoverlapping(
-                        self.0[0..].as_ptr(),
-                        mem.as_mut_ptr() as *mut u8,
-                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-                    );
-                    mem.assume_init()
-                })
-            }
+  pub fn stored_bytes(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
 
-            pub fn set_stored_bytes(&mut self, x: u64) {
-                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-                // Safety:
-                // Created from a valid Table for this object
-                // Which contains a valid value in this slot
-                unsafe {
-                    ::core::ptr::copy_nonoverlapping(
-                        &x_le as *const _ as *const u8,
-                        self.0[0..].as_mut_ptr(),
-                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-                    );
-                }
-            }
+  pub fn set_stored_bytes(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
 
-            pub fn checksum(&self) -> u64 {
-                let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-                // Safety:
-                // Created from a valid Table for this object
-                // Which contains a valid value in this slot
-                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-                    ::core::ptr::copy_nonoverlapping(
-                        self.0[8..].as_ptr(),
-                        mem.as_mut_ptr() as *mut u8,
-                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-                    );
-                    mem.assume_init()
-                })
-            }
+  pub fn checksum(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
 
-            pub fn set_checksum(&mut self, x: u64) {
-                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-                // Safety:
-                // Created from a valid Table for this object
-                // Which contains a valid value in this slot
-                unsafe {
-                    ::core::ptr::copy_nonoverlapping(
-                        &x_le as *const _ as *const u8,
-                        self.0[8..].as_mut_ptr(),
-                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-                    );
-                }
-            }
+  pub fn set_checksum(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
 
-            pub fn chain(&self) -> u32 {
-                let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-                // Safety:
-                // Created from a valid Table for this object
-                // Which contains a valid value in this slot
-                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-                    ::core::ptr::copy_nonoverlapping(
-                        self.0[16..].as_ptr(),
-                        mem.as_mut_ptr() as *mut u8,
-                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-                    );
-                    mem.assume_init()
-                })
-            }
+  pub fn chain(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
 
-            pub fn set_chain(&mut self, x: u32) {
-                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-                // Safety:
-                // Created from a valid Table for this object
-                // Which contains a valid value in this slot
-                unsafe {
-                    ::core::ptr::copy_nonoverlapping(
-                        &x_le as *const _ as *const u8,
-                        self.0[16..].as_mut_ptr(),
-                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-                    );
-                }
-            }
-        }
+  pub fn set_chain(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
 
-        pub enum CopyOffset {}
-        #[derive(Copy, Clone, PartialEq)]
+}
 
-        pub struct Copy<'a> {
-            pub _tab: ::flatbuffers::Table<'a>,
-        }
+pub enum CopyOffset {}
+#[derive(Copy, Clone, PartialEq)]
 
-        impl<'a> ::flatbuffers::Follow<'a> for Copy<'a> {
-            type Inner = Copy<'a>;
-            #[inline]
-            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-                Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-            }
-        }
+pub struct Copy<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
 
-        impl<'a> Copy<'a> {
-            pub const VT_BACKEND: ::flatbuffers::VOffsetT = 4;
-            pub const VT_WRITE_ID: ::flatbuffers::VOffsetT = 6;
-            pub const VT_CHUNK_SHAPE: ::flatbuffers::VOffsetT = 8;
-            pub const VT_CHAINS: ::flatbuffers::VOffsetT = 10;
-            pub const VT_CHUNKS: ::flatbuffers::VOffsetT = 12;
+impl<'a> ::flatbuffers::Follow<'a> for Copy<'a> {
+  type Inner = Copy<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
 
-            #[inline]
-            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-                Copy { _tab: table }
-            }
-            #[allow(unused_mut)]
-            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-                args: &'args CopyArgs<'args>,
-            ) -> ::flatbuffers::WIPOffset<Copy<'bldr>> {
-                let mut builder = CopyBuilder::new(_fbb);
-                if let Some(x) = args.chunks {
-                    builder.add_chunks(x);
-                }
-                if let Some(x) = args.chains {
-                    builder.add_chains(x);
-                }
-                if let Some(x) = args.chunk_shape {
-                    builder.add_chunk_shape(x);
-                }
-                if let Some(x) = args.write_id {
-                    builder.add_write_id(x);
-                }
-                if let Some(x) = args.backend {
-                    builder.add_backend(x);
-                }
-                builder.finish()
-            }
+impl<'a> Copy<'a> {
+  pub const VT_BACKEND: ::flatbuffers::VOffsetT = 4;
+  pub const VT_WRITE_ID: ::flatbuffers::VOffsetT = 6;
+  pub const VT_CHUNK_SHAPE: ::flatbuffers::VOffsetT = 8;
+  pub const VT_CHAINS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_CHUNKS: ::flatbuffers::VOffsetT = 12;
 
-            #[inline]
-            pub fn backend(&self) -> &'a str {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Copy::VT_BACKEND, None).unwrap() }
-            }
-            #[inline]
-            pub fn write_id(&self) -> &'a str {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Copy::VT_WRITE_ID, None).unwrap() }
-            }
-            #[inline]
-            pub fn chunk_shape(&self) -> ::flatbuffers::Vector<'a, u64> {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe {
-                    self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(Copy::VT_CHUNK_SHAPE, None).unwrap()
-                }
-            }
-            #[inline]
-            pub fn chains(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>> {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe {
-                    self._tab
-                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(
-                            Copy::VT_CHAINS,
-                            None,
-                        )
-                        .unwrap()
-                }
-            }
-            #[inline]
-            pub fn chunks(&self) -> ::flatbuffers::Vector<'a, Chunk> {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Chunk>>>(Copy::VT_CHUNKS, None).unwrap() }
-            }
-        }
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Copy { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args CopyArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Copy<'bldr>> {
+    let mut builder = CopyBuilder::new(_fbb);
+    if let Some(x) = args.chunks { builder.add_chunks(x); }
+    if let Some(x) = args.chains { builder.add_chains(x); }
+    if let Some(x) = args.chunk_shape { builder.add_chunk_shape(x); }
+    if let Some(x) = args.write_id { builder.add_write_id(x); }
+    if let Some(x) = args.backend { builder.add_backend(x); }
+    builder.finish()
+  }
 
-        impl ::flatbuffers::Verifiable for Copy<'_> {
-            #[inline]
-            fn run_verifier(v: &mut ::flatbuffers::Verifier, pos: usize) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-                v.visit_table(pos)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("backend", Self::VT_BACKEND, true)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("write_id", Self::VT_WRITE_ID, true)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>(
-                        "chunk_shape",
-                        Self::VT_CHUNK_SHAPE,
-                        true,
-                    )?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>(
-                        "chains",
-                        Self::VT_CHAINS,
-                        true,
-                    )?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Chunk>>>("chunks", Self::VT_CHUNKS, true)?
-                    .finish();
-                Ok(())
-            }
-        }
-        pub struct CopyArgs<'a> {
-            pub backend: Option<::flatbuffers::WIPOffset<&'a str>>,
-            pub write_id: Option<::flatbuffers::WIPOffset<&'a str>>,
-            pub chunk_shape: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
-            pub chains: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
-            pub chunks: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Chunk>>>,
-        }
-        impl<'a> Default for CopyArgs<'a> {
-            #[inline]
-            fn default() -> Self {
-                CopyArgs {
-                    backend: None,     // required field
-                    write_id: None,    // required field
-                    chunk_shape: None, // required field
-                    chains: None,      // required field
-                    chunks: None,      // required field
-                }
-            }
-        }
 
-        pub struct CopyBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-        }
-        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CopyBuilder<'a, 'b, A> {
-            #[inline]
-            pub fn add_backend(&mut self, backend: ::flatbuffers::WIPOffset<&'b str>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_BACKEND, backend);
-            }
-            #[inline]
-            pub fn add_write_id(&mut self, write_id: ::flatbuffers::WIPOffset<&'b str>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_WRITE_ID, write_id);
-            }
-            #[inline]
-            pub fn add_chunk_shape(&mut self, chunk_shape: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u64>>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_CHUNK_SHAPE, chunk_shape);
-            }
-            #[inline]
-            pub fn add_chains(
-                &mut self,
-                chains: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<&'b str>>>,
-            ) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_CHAINS, chains);
-            }
-            #[inline]
-            pub fn add_chunks(&mut self, chunks: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, Chunk>>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_CHUNKS, chunks);
-            }
-            #[inline]
-            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CopyBuilder<'a, 'b, A> {
-                let start = _fbb.start_table();
-                CopyBuilder { fbb_: _fbb, start_: start }
-            }
-            #[inline]
-            pub fn finish(self) -> ::flatbuffers::WIPOffset<Copy<'a>> {
-                let o = self.fbb_.end_table(self.start_);
-                self.fbb_.required(o, Copy::VT_BACKEND, "backend");
-                self.fbb_.required(o, Copy::VT_WRITE_ID, "write_id");
-                self.fbb_.required(o, Copy::VT_CHUNK_SHAPE, "chunk_shape");
-                self.fbb_.required(o, Copy::VT_CHAINS, "chains");
-                self.fbb_.required(o, Copy::VT_CHUNKS, "chunks");
-                ::flatbuffers::WIPOffset::new(o.value())
-            }
-        }
+  #[inline]
+  pub fn backend(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Copy::VT_BACKEND, None).unwrap()}
+  }
+  #[inline]
+  pub fn write_id(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Copy::VT_WRITE_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn chunk_shape(&self) -> ::flatbuffers::Vector<'a, u64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(Copy::VT_CHUNK_SHAPE, None).unwrap()}
+  }
+  #[inline]
+  pub fn chains(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(Copy::VT_CHAINS, None).unwrap()}
+  }
+  #[inline]
+  pub fn chunks(&self) -> ::flatbuffers::Vector<'a, Chunk> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Chunk>>>(Copy::VT_CHUNKS, None).unwrap()}
+  }
+}
 
-        impl ::core::fmt::Debug for Copy<'_> {
-            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-                let mut ds = f.debug_struct("Copy");
-                ds.field("backend", &self.backend());
-                ds.field("write_id", &self.write_id());
-                ds.field("chunk_shape", &self.chunk_shape());
-                ds.field("chains", &self.chains());
-                ds.field("chunks", &self.chunks());
-                ds.finish()
-            }
-        }
-        pub enum PartOffset {}
-        #[derive(Copy, Clone, PartialEq)]
+impl ::flatbuffers::Verifiable for Copy<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("backend", Self::VT_BACKEND, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("write_id", Self::VT_WRITE_ID, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("chunk_shape", Self::VT_CHUNK_SHAPE, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("chains", Self::VT_CHAINS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Chunk>>>("chunks", Self::VT_CHUNKS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct CopyArgs<'a> {
+    pub backend: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub write_id: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub chunk_shape: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
+    pub chains: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+    pub chunks: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Chunk>>>,
+}
+impl<'a> Default for CopyArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    CopyArgs {
+      backend: None, // required field
+      write_id: None, // required field
+      chunk_shape: None, // required field
+      chains: None, // required field
+      chunks: None, // required field
+    }
+  }
+}
 
-        pub struct Part<'a> {
-            pub _tab: ::flatbuffers::Table<'a>,
-        }
+pub struct CopyBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CopyBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_backend(&mut self, backend: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_BACKEND, backend);
+  }
+  #[inline]
+  pub fn add_write_id(&mut self, write_id: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_WRITE_ID, write_id);
+  }
+  #[inline]
+  pub fn add_chunk_shape(&mut self, chunk_shape: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u64>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_CHUNK_SHAPE, chunk_shape);
+  }
+  #[inline]
+  pub fn add_chains(&mut self, chains: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_CHAINS, chains);
+  }
+  #[inline]
+  pub fn add_chunks(&mut self, chunks: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Chunk>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_CHUNKS, chunks);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CopyBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    CopyBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Copy<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Copy::VT_BACKEND,"backend");
+    self.fbb_.required(o, Copy::VT_WRITE_ID,"write_id");
+    self.fbb_.required(o, Copy::VT_CHUNK_SHAPE,"chunk_shape");
+    self.fbb_.required(o, Copy::VT_CHAINS,"chains");
+    self.fbb_.required(o, Copy::VT_CHUNKS,"chunks");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
 
-        impl<'a> ::flatbuffers::Follow<'a> for Part<'a> {
-            type Inner = Part<'a>;
-            #[inline]
-            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-                Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-            }
-        }
+impl ::core::fmt::Debug for Copy<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Copy");
+      ds.field("backend", &self.backend());
+      ds.field("write_id", &self.write_id());
+      ds.field("chunk_shape", &self.chunk_shape());
+      ds.field("chains", &self.chains());
+      ds.field("chunks", &self.chunks());
+      ds.finish()
+  }
+}
+pub enum PartOffset {}
+#[derive(Copy, Clone, PartialEq)]
 
-        impl<'a> Part<'a> {
-            pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
-            pub const VT_SPEC: ::flatbuffers::VOffsetT = 6;
-            pub const VT_INLINE: ::flatbuffers::VOffsetT = 8;
-            pub const VT_COPIES: ::flatbuffers::VOffsetT = 10;
-            pub const VT_CODEC: ::flatbuffers::VOffsetT = 12;
+pub struct Part<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
 
-            #[inline]
-            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-                Part { _tab: table }
-            }
-            #[allow(unused_mut)]
-            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-                args: &'args PartArgs<'args>,
-            ) -> ::flatbuffers::WIPOffset<Part<'bldr>> {
-                let mut builder = PartBuilder::new(_fbb);
-                if let Some(x) = args.codec {
-                    builder.add_codec(x);
-                }
-                if let Some(x) = args.copies {
-                    builder.add_copies(x);
-                }
-                if let Some(x) = args.inline {
-                    builder.add_inline(x);
-                }
-                if let Some(x) = args.spec {
-                    builder.add_spec(x);
-                }
-                if let Some(x) = args.name {
-                    builder.add_name(x);
-                }
-                builder.finish()
-            }
+impl<'a> ::flatbuffers::Follow<'a> for Part<'a> {
+  type Inner = Part<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
 
-            #[inline]
-            pub fn name(&self) -> &'a str {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Part::VT_NAME, None).unwrap() }
-            }
-            #[inline]
-            pub fn spec(&self) -> ::flatbuffers::Vector<'a, u8> {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Part::VT_SPEC, None).unwrap() }
-            }
-            #[inline]
-            pub fn inline(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Part::VT_INLINE, None) }
-            }
-            #[inline]
-            pub fn copies(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Copy<'a>>>> {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe {
-                    self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Copy>>>>(
-                        Part::VT_COPIES,
-                        None,
-                    )
-                }
-            }
-            #[inline]
-            pub fn codec(&self) -> Option<&'a str> {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Part::VT_CODEC, None) }
-            }
-        }
+impl<'a> Part<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SPEC: ::flatbuffers::VOffsetT = 6;
+  pub const VT_INLINE: ::flatbuffers::VOffsetT = 8;
+  pub const VT_COPIES: ::flatbuffers::VOffsetT = 10;
+  pub const VT_CODEC: ::flatbuffers::VOffsetT = 12;
 
-        impl ::flatbuffers::Verifiable for Part<'_> {
-            #[inline]
-            fn run_verifier(v: &mut ::flatbuffers::Verifier, pos: usize) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-                v.visit_table(pos)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("spec", Self::VT_SPEC, true)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("inline", Self::VT_INLINE, false)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Copy>>>>(
-                        "copies",
-                        Self::VT_COPIES,
-                        false,
-                    )?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("codec", Self::VT_CODEC, false)?
-                    .finish();
-                Ok(())
-            }
-        }
-        pub struct PartArgs<'a> {
-            pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
-            pub spec: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
-            pub inline: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
-            pub copies: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Copy<'a>>>>>,
-            pub codec: Option<::flatbuffers::WIPOffset<&'a str>>,
-        }
-        impl<'a> Default for PartArgs<'a> {
-            #[inline]
-            fn default() -> Self {
-                PartArgs {
-                    name: None, // required field
-                    spec: None, // required field
-                    inline: None,
-                    copies: None,
-                    codec: None,
-                }
-            }
-        }
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Part { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PartArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Part<'bldr>> {
+    let mut builder = PartBuilder::new(_fbb);
+    if let Some(x) = args.codec { builder.add_codec(x); }
+    if let Some(x) = args.copies { builder.add_copies(x); }
+    if let Some(x) = args.inline { builder.add_inline(x); }
+    if let Some(x) = args.spec { builder.add_spec(x); }
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
 
-        pub struct PartBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-        }
-        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PartBuilder<'a, 'b, A> {
-            #[inline]
-            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b str>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Part::VT_NAME, name);
-            }
-            #[inline]
-            pub fn add_spec(&mut self, spec: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u8>>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Part::VT_SPEC, spec);
-            }
-            #[inline]
-            pub fn add_inline(&mut self, inline: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u8>>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Part::VT_INLINE, inline);
-            }
-            #[inline]
-            pub fn add_copies(
-                &mut self,
-                copies: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<Copy<'b>>>>,
-            ) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Part::VT_COPIES, copies);
-            }
-            #[inline]
-            pub fn add_codec(&mut self, codec: ::flatbuffers::WIPOffset<&'b str>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Part::VT_CODEC, codec);
-            }
-            #[inline]
-            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PartBuilder<'a, 'b, A> {
-                let start = _fbb.start_table();
-                PartBuilder { fbb_: _fbb, start_: start }
-            }
-            #[inline]
-            pub fn finish(self) -> ::flatbuffers::WIPOffset<Part<'a>> {
-                let o = self.fbb_.end_table(self.start_);
-                self.fbb_.required(o, Part::VT_NAME, "name");
-                self.fbb_.required(o, Part::VT_SPEC, "spec");
-                ::flatbuffers::WIPOffset::new(o.value())
-            }
-        }
 
-        impl ::core::fmt::Debug for Part<'_> {
-            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-                let mut ds = f.debug_struct("Part");
-                ds.field("name", &self.name());
-                ds.field("spec", &self.spec());
-                ds.field("inline", &self.inline());
-                ds.field("copies", &self.copies());
-                ds.field("codec", &self.codec());
-                ds.finish()
-            }
-        }
-        pub enum TensorRecordOffset {}
-        #[derive(Copy, Clone, PartialEq)]
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Part::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn spec(&self) -> ::flatbuffers::Vector<'a, u8> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Part::VT_SPEC, None).unwrap()}
+  }
+  #[inline]
+  pub fn inline(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Part::VT_INLINE, None)}
+  }
+  #[inline]
+  pub fn copies(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Copy<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Copy>>>>(Part::VT_COPIES, None)}
+  }
+  #[inline]
+  pub fn codec(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Part::VT_CODEC, None)}
+  }
+}
 
-        pub struct TensorRecord<'a> {
-            pub _tab: ::flatbuffers::Table<'a>,
-        }
+impl ::flatbuffers::Verifiable for Part<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("spec", Self::VT_SPEC, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("inline", Self::VT_INLINE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Copy>>>>("copies", Self::VT_COPIES, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("codec", Self::VT_CODEC, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PartArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub spec: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub inline: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub copies: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Copy<'a>>>>>,
+    pub codec: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for PartArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PartArgs {
+      name: None, // required field
+      spec: None, // required field
+      inline: None,
+      copies: None,
+      codec: None,
+    }
+  }
+}
 
-        impl<'a> ::flatbuffers::Follow<'a> for TensorRecord<'a> {
-            type Inner = TensorRecord<'a>;
-            #[inline]
-            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-                Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-            }
-        }
+pub struct PartBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PartBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Part::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_spec(&mut self, spec: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Part::VT_SPEC, spec);
+  }
+  #[inline]
+  pub fn add_inline(&mut self, inline: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Part::VT_INLINE, inline);
+  }
+  #[inline]
+  pub fn add_copies(&mut self, copies: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Copy<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Part::VT_COPIES, copies);
+  }
+  #[inline]
+  pub fn add_codec(&mut self, codec: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Part::VT_CODEC, codec);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PartBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PartBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Part<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Part::VT_NAME,"name");
+    self.fbb_.required(o, Part::VT_SPEC,"spec");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
 
-        impl<'a> TensorRecord<'a> {
-            pub const VT_REQUIRED_FEATURES: ::flatbuffers::VOffsetT = 4;
-            pub const VT_NAMESPACE_: ::flatbuffers::VOffsetT = 6;
-            pub const VT_KEY: ::flatbuffers::VOffsetT = 8;
-            pub const VT_VERSION: ::flatbuffers::VOffsetT = 10;
-            pub const VT_GENERATION: ::flatbuffers::VOffsetT = 12;
-            pub const VT_TOMBSTONE: ::flatbuffers::VOffsetT = 14;
-            pub const VT_CREATED_MS: ::flatbuffers::VOffsetT = 16;
-            pub const VT_EXPIRES_MS: ::flatbuffers::VOffsetT = 18;
-            pub const VT_CONSISTENCY: ::flatbuffers::VOffsetT = 20;
-            pub const VT_WRITE_ID: ::flatbuffers::VOffsetT = 22;
-            pub const VT_PARTS: ::flatbuffers::VOffsetT = 24;
+impl ::core::fmt::Debug for Part<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Part");
+      ds.field("name", &self.name());
+      ds.field("spec", &self.spec());
+      ds.field("inline", &self.inline());
+      ds.field("copies", &self.copies());
+      ds.field("codec", &self.codec());
+      ds.finish()
+  }
+}
+pub enum TensorRecordOffset {}
+#[derive(Copy, Clone, PartialEq)]
 
-            #[inline]
-            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-                TensorRecord { _tab: table }
-            }
-            #[allow(unused_mut)]
-            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-                args: &'args TensorRecordArgs<'args>,
-            ) -> ::flatbuffers::WIPOffset<TensorRecord<'bldr>> {
-                let mut builder = TensorRecordBuilder::new(_fbb);
-                builder.add_expires_ms(args.expires_ms);
-                builder.add_created_ms(args.created_ms);
-                builder.add_generation(args.generation);
-                builder.add_version(args.version);
-                builder.add_required_features(args.required_features);
-                if let Some(x) = args.parts {
-                    builder.add_parts(x);
-                }
-                if let Some(x) = args.write_id {
-                    builder.add_write_id(x);
-                }
-                if let Some(x) = args.key {
-                    builder.add_key(x);
-                }
-                if let Some(x) = args.namespace_ {
-                    builder.add_namespace_(x);
-                }
-                builder.add_consistency(args.consistency);
-                builder.add_tombstone(args.tombstone);
-                builder.finish()
-            }
+pub struct TensorRecord<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
 
-            #[inline]
-            pub fn required_features(&self) -> u64 {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<u64>(TensorRecord::VT_REQUIRED_FEATURES, Some(0)).unwrap() }
-            }
-            #[inline]
-            pub fn namespace_(&self) -> &'a str {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TensorRecord::VT_NAMESPACE_, None).unwrap() }
-            }
-            #[inline]
-            pub fn key(&self) -> &'a str {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TensorRecord::VT_KEY, None).unwrap() }
-            }
-            #[inline]
-            pub fn version(&self) -> u64 {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<u64>(TensorRecord::VT_VERSION, Some(0)).unwrap() }
-            }
-            #[inline]
-            pub fn generation(&self) -> u64 {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<u64>(TensorRecord::VT_GENERATION, Some(0)).unwrap() }
-            }
-            #[inline]
-            pub fn tombstone(&self) -> bool {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<bool>(TensorRecord::VT_TOMBSTONE, Some(false)).unwrap() }
-            }
-            #[inline]
-            pub fn created_ms(&self) -> u64 {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<u64>(TensorRecord::VT_CREATED_MS, Some(0)).unwrap() }
-            }
-            #[inline]
-            pub fn expires_ms(&self) -> u64 {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<u64>(TensorRecord::VT_EXPIRES_MS, Some(0)).unwrap() }
-            }
-            #[inline]
-            pub fn consistency(&self) -> Consistency {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<Consistency>(TensorRecord::VT_CONSISTENCY, Some(Consistency::eventual)).unwrap() }
-            }
-            #[inline]
-            pub fn write_id(&self) -> &'a str {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TensorRecord::VT_WRITE_ID, None).unwrap() }
-            }
-            #[inline]
-            pub fn parts(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Part<'a>>>> {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe {
-                    self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Part>>>>(
-                        TensorRecord::VT_PARTS,
-                        None,
-                    )
-                }
-            }
-        }
+impl<'a> ::flatbuffers::Follow<'a> for TensorRecord<'a> {
+  type Inner = TensorRecord<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
 
-        impl ::flatbuffers::Verifiable for TensorRecord<'_> {
-            #[inline]
-            fn run_verifier(v: &mut ::flatbuffers::Verifier, pos: usize) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-                v.visit_table(pos)?
-                    .visit_field::<u64>("required_features", Self::VT_REQUIRED_FEATURES, false)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("namespace_", Self::VT_NAMESPACE_, true)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("key", Self::VT_KEY, true)?
-                    .visit_field::<u64>("version", Self::VT_VERSION, false)?
-                    .visit_field::<u64>("generation", Self::VT_GENERATION, false)?
-                    .visit_field::<bool>("tombstone", Self::VT_TOMBSTONE, false)?
-                    .visit_field::<u64>("created_ms", Self::VT_CREATED_MS, false)?
-                    .visit_field::<u64>("expires_ms", Self::VT_EXPIRES_MS, false)?
-                    .visit_field::<Consistency>("consistency", Self::VT_CONSISTENCY, false)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("write_id", Self::VT_WRITE_ID, true)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Part>>>>(
-                        "parts",
-                        Self::VT_PARTS,
-                        false,
-                    )?
-                    .finish();
-                Ok(())
-            }
-        }
-        pub struct TensorRecordArgs<'a> {
-            pub required_features: u64,
-            pub namespace_: Option<::flatbuffers::WIPOffset<&'a str>>,
-            pub key: Option<::flatbuffers::WIPOffset<&'a str>>,
-            pub version: u64,
-            pub generation: u64,
-            pub tombstone: bool,
-            pub created_ms: u64,
-            pub expires_ms: u64,
-            pub consistency: Consistency,
-            pub write_id: Option<::flatbuffers::WIPOffset<&'a str>>,
-            pub parts: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Part<'a>>>>>,
-        }
-        impl<'a> Default for TensorRecordArgs<'a> {
-            #[inline]
-            fn default() -> Self {
-                TensorRecordArgs {
-                    required_features: 0,
-                    namespace_: None, // required field
-                    key: None,        // required field
-                    version: 0,
-                    generation: 0,
-                    tombstone: false,
-                    created_ms: 0,
-                    expires_ms: 0,
-                    consistency: Consistency::eventual,
-                    write_id: None, // required field
-                    parts: None,
-                }
-            }
-        }
+impl<'a> TensorRecord<'a> {
+  pub const VT_REQUIRED_FEATURES: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NAMESPACE_: ::flatbuffers::VOffsetT = 6;
+  pub const VT_KEY: ::flatbuffers::VOffsetT = 8;
+  pub const VT_VERSION: ::flatbuffers::VOffsetT = 10;
+  pub const VT_GENERATION: ::flatbuffers::VOffsetT = 12;
+  pub const VT_TOMBSTONE: ::flatbuffers::VOffsetT = 14;
+  pub const VT_CREATED_MS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_EXPIRES_MS: ::flatbuffers::VOffsetT = 18;
+  pub const VT_CONSISTENCY: ::flatbuffers::VOffsetT = 20;
+  pub const VT_WRITE_ID: ::flatbuffers::VOffsetT = 22;
+  pub const VT_PARTS: ::flatbuffers::VOffsetT = 24;
 
-        pub struct TensorRecordBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-        }
-        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TensorRecordBuilder<'a, 'b, A> {
-            #[inline]
-            pub fn add_required_features(&mut self, required_features: u64) {
-                self.fbb_.push_slot::<u64>(TensorRecord::VT_REQUIRED_FEATURES, required_features, 0);
-            }
-            #[inline]
-            pub fn add_namespace_(&mut self, namespace_: ::flatbuffers::WIPOffset<&'b str>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorRecord::VT_NAMESPACE_, namespace_);
-            }
-            #[inline]
-            pub fn add_key(&mut self, key: ::flatbuffers::WIPOffset<&'b str>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorRecord::VT_KEY, key);
-            }
-            #[inline]
-            pub fn add_version(&mut self, version: u64) {
-                self.fbb_.push_slot::<u64>(TensorRecord::VT_VERSION, version, 0);
-            }
-            #[inline]
-            pub fn add_generation(&mut self, generation: u64) {
-                self.fbb_.push_slot::<u64>(TensorRecord::VT_GENERATION, generation, 0);
-            }
-            #[inline]
-            pub fn add_tombstone(&mut self, tombstone: bool) {
-                self.fbb_.push_slot::<bool>(TensorRecord::VT_TOMBSTONE, tombstone, false);
-            }
-            #[inline]
-            pub fn add_created_ms(&mut self, created_ms: u64) {
-                self.fbb_.push_slot::<u64>(TensorRecord::VT_CREATED_MS, created_ms, 0);
-            }
-            #[inline]
-            pub fn add_expires_ms(&mut self, expires_ms: u64) {
-                self.fbb_.push_slot::<u64>(TensorRecord::VT_EXPIRES_MS, expires_ms, 0);
-            }
-            #[inline]
-            pub fn add_consistency(&mut self, consistency: Consistency) {
-                self.fbb_.push_slot::<Consistency>(TensorRecord::VT_CONSISTENCY, consistency, Consistency::eventual);
-            }
-            #[inline]
-            pub fn add_write_id(&mut self, write_id: ::flatbuffers::WIPOffset<&'b str>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorRecord::VT_WRITE_ID, write_id);
-            }
-            #[inline]
-            pub fn add_parts(
-                &mut self,
-                parts: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<Part<'b>>>>,
-            ) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorRecord::VT_PARTS, parts);
-            }
-            #[inline]
-            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TensorRecordBuilder<'a, 'b, A> {
-                let start = _fbb.start_table();
-                TensorRecordBuilder { fbb_: _fbb, start_: start }
-            }
-            #[inline]
-            pub fn finish(self) -> ::flatbuffers::WIPOffset<TensorRecord<'a>> {
-                let o = self.fbb_.end_table(self.start_);
-                self.fbb_.required(o, TensorRecord::VT_NAMESPACE_, "namespace_");
-                self.fbb_.required(o, TensorRecord::VT_KEY, "key");
-                self.fbb_.required(o, TensorRecord::VT_WRITE_ID, "write_id");
-                ::flatbuffers::WIPOffset::new(o.value())
-            }
-        }
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    TensorRecord { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TensorRecordArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<TensorRecord<'bldr>> {
+    let mut builder = TensorRecordBuilder::new(_fbb);
+    builder.add_expires_ms(args.expires_ms);
+    builder.add_created_ms(args.created_ms);
+    builder.add_generation(args.generation);
+    builder.add_version(args.version);
+    builder.add_required_features(args.required_features);
+    if let Some(x) = args.parts { builder.add_parts(x); }
+    if let Some(x) = args.write_id { builder.add_write_id(x); }
+    if let Some(x) = args.key { builder.add_key(x); }
+    if let Some(x) = args.namespace_ { builder.add_namespace_(x); }
+    builder.add_consistency(args.consistency);
+    builder.add_tombstone(args.tombstone);
+    builder.finish()
+  }
 
-        impl ::core::fmt::Debug for TensorRecord<'_> {
-            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-                let mut ds = f.debug_struct("TensorRecord");
-                ds.field("required_features", &self.required_features());
-                ds.field("namespace_", &self.namespace_());
-                ds.field("key", &self.key());
-                ds.field("version", &self.version());
-                ds.field("generation", &self.generation());
-                ds.field("tombstone", &self.tombstone());
-                ds.field("created_ms", &self.created_ms());
-                ds.field("expires_ms", &self.expires_ms());
-                ds.field("consistency", &self.consistency());
-                ds.field("write_id", &self.write_id());
-                ds.field("parts", &self.parts());
-                ds.finish()
-            }
-        }
-        #[inline]
-        /// Verifies that a buffer of bytes contains a `TensorRecord`
-        /// and returns it.
-        /// Note that verification is still experimental and may not
-        /// catch every error, or be maximally performant. For the
-        /// previous, unchecked, behavior use
-        /// `root_as_tensor_record_unchecked`.
-        pub fn root_as_tensor_record(buf: &[u8]) -> Result<TensorRecord<'_>, ::flatbuffers::InvalidFlatbuffer> {
-            ::flatbuffers::root::<TensorRecord>(buf)
-        }
-        #[inline]
-        /// Verifies that a buffer of bytes contains a size prefixed
-        /// `TensorRecord` and returns it.
-        /// Note that verification is still experimental and may not
-        /// catch every error, or be maximally performant. For the
-        /// previous, unchecked, behavior use
-        /// `size_prefixed_root_as_tensor_record_unchecked`.
-        pub fn size_prefixed_root_as_tensor_record(buf: &[u8]) -> Result<TensorRecord<'_>, ::flatbuffers::InvalidFlatbuffer> {
-            ::flatbuffers::size_prefixed_root::<TensorRecord>(buf)
-        }
-        #[inline]
-        /// Verifies, with the given options, that a buffer of bytes
-        /// contains a `TensorRecord` and returns it.
-        /// Note that verification is still experimental and may not
-        /// catch every error, or be maximally performant. For the
-        /// previous, unchecked, behavior use
-        /// `root_as_tensor_record_unchecked`.
-        pub fn root_as_tensor_record_with_opts<'b, 'o>(
-            opts: &'o ::flatbuffers::VerifierOptions,
-            buf: &'b [u8],
-        ) -> Result<TensorRecord<'b>, ::flatbuffers::InvalidFlatbuffer> {
-            ::flatbuffers::root_with_opts::<TensorRecord<'b>>(opts, buf)
-        }
-        #[inline]
-        /// Verifies, with the given verifier options, that a buffer of
-        /// bytes contains a size prefixed `TensorRecord` and returns
-        /// it. Note that verification is still experimental and may not
-        /// catch every error, or be maximally performant. For the
-        /// previous, unchecked, behavior use
-        /// `root_as_tensor_record_unchecked`.
-        pub fn size_prefixed_root_as_tensor_record_with_opts<'b, 'o>(
-            opts: &'o ::flatbuffers::VerifierOptions,
-            buf: &'b [u8],
-        ) -> Result<TensorRecord<'b>, ::flatbuffers::InvalidFlatbuffer> {
-            ::flatbuffers::size_prefixed_root_with_opts::<TensorRecord<'b>>(opts, buf)
-        }
-        #[inline]
-        /// Assumes, without verification, that a buffer of bytes contains a TensorRecord and returns it.
-        /// # Safety
-        /// Callers must trust the given bytes do indeed contain a valid `TensorRecord`.
-        pub unsafe fn root_as_tensor_record_unchecked(buf: &[u8]) -> TensorRecord<'_> {
-            unsafe { ::flatbuffers::root_unchecked::<TensorRecord>(buf) }
-        }
-        #[inline]
-        /// Assumes, without verification, that a buffer of bytes contains a size prefixed TensorRecord and returns it.
-        /// # Safety
-        /// Callers must trust the given bytes do indeed contain a valid size prefixed `TensorRecord`.
-        pub unsafe fn size_prefixed_root_as_tensor_record_unchecked(buf: &[u8]) -> TensorRecord<'_> {
-            unsafe { ::flatbuffers::size_prefixed_root_unchecked::<TensorRecord>(buf) }
-        }
-        pub const TENSOR_RECORD_IDENTIFIER: &str = "SRTR";
 
-        #[inline]
-        pub fn tensor_record_buffer_has_identifier(buf: &[u8]) -> bool {
-            ::flatbuffers::buffer_has_identifier(buf, TENSOR_RECORD_IDENTIFIER, false)
-        }
+  #[inline]
+  pub fn required_features(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TensorRecord::VT_REQUIRED_FEATURES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn namespace_(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TensorRecord::VT_NAMESPACE_, None).unwrap()}
+  }
+  #[inline]
+  pub fn key(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TensorRecord::VT_KEY, None).unwrap()}
+  }
+  #[inline]
+  pub fn version(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TensorRecord::VT_VERSION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn generation(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TensorRecord::VT_GENERATION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn tombstone(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(TensorRecord::VT_TOMBSTONE, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn created_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TensorRecord::VT_CREATED_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn expires_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TensorRecord::VT_EXPIRES_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn consistency(&self) -> Consistency {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Consistency>(TensorRecord::VT_CONSISTENCY, Some(Consistency::eventual)).unwrap()}
+  }
+  #[inline]
+  pub fn write_id(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TensorRecord::VT_WRITE_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn parts(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Part<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Part>>>>(TensorRecord::VT_PARTS, None)}
+  }
+}
 
-        #[inline]
-        pub fn tensor_record_size_prefixed_buffer_has_identifier(buf: &[u8]) -> bool {
-            ::flatbuffers::buffer_has_identifier(buf, TENSOR_RECORD_IDENTIFIER, true)
-        }
+impl ::flatbuffers::Verifiable for TensorRecord<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("required_features", Self::VT_REQUIRED_FEATURES, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("namespace_", Self::VT_NAMESPACE_, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("key", Self::VT_KEY, true)?
+     .visit_field::<u64>("version", Self::VT_VERSION, false)?
+     .visit_field::<u64>("generation", Self::VT_GENERATION, false)?
+     .visit_field::<bool>("tombstone", Self::VT_TOMBSTONE, false)?
+     .visit_field::<u64>("created_ms", Self::VT_CREATED_MS, false)?
+     .visit_field::<u64>("expires_ms", Self::VT_EXPIRES_MS, false)?
+     .visit_field::<Consistency>("consistency", Self::VT_CONSISTENCY, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("write_id", Self::VT_WRITE_ID, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Part>>>>("parts", Self::VT_PARTS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TensorRecordArgs<'a> {
+    pub required_features: u64,
+    pub namespace_: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub key: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub version: u64,
+    pub generation: u64,
+    pub tombstone: bool,
+    pub created_ms: u64,
+    pub expires_ms: u64,
+    pub consistency: Consistency,
+    pub write_id: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub parts: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Part<'a>>>>>,
+}
+impl<'a> Default for TensorRecordArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    TensorRecordArgs {
+      required_features: 0,
+      namespace_: None, // required field
+      key: None, // required field
+      version: 0,
+      generation: 0,
+      tombstone: false,
+      created_ms: 0,
+      expires_ms: 0,
+      consistency: Consistency::eventual,
+      write_id: None, // required field
+      parts: None,
+    }
+  }
+}
 
-        #[inline]
-        pub fn finish_tensor_record_buffer<'a, 'b, A: ::flatbuffers::Allocator + 'a>(
-            fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-            root: ::flatbuffers::WIPOffset<TensorRecord<'a>>,
-        ) {
-            fbb.finish(root, Some(TENSOR_RECORD_IDENTIFIER));
-        }
+pub struct TensorRecordBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TensorRecordBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_required_features(&mut self, required_features: u64) {
+    self.fbb_.push_slot::<u64>(TensorRecord::VT_REQUIRED_FEATURES, required_features, 0);
+  }
+  #[inline]
+  pub fn add_namespace_(&mut self, namespace_: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorRecord::VT_NAMESPACE_, namespace_);
+  }
+  #[inline]
+  pub fn add_key(&mut self, key: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorRecord::VT_KEY, key);
+  }
+  #[inline]
+  pub fn add_version(&mut self, version: u64) {
+    self.fbb_.push_slot::<u64>(TensorRecord::VT_VERSION, version, 0);
+  }
+  #[inline]
+  pub fn add_generation(&mut self, generation: u64) {
+    self.fbb_.push_slot::<u64>(TensorRecord::VT_GENERATION, generation, 0);
+  }
+  #[inline]
+  pub fn add_tombstone(&mut self, tombstone: bool) {
+    self.fbb_.push_slot::<bool>(TensorRecord::VT_TOMBSTONE, tombstone, false);
+  }
+  #[inline]
+  pub fn add_created_ms(&mut self, created_ms: u64) {
+    self.fbb_.push_slot::<u64>(TensorRecord::VT_CREATED_MS, created_ms, 0);
+  }
+  #[inline]
+  pub fn add_expires_ms(&mut self, expires_ms: u64) {
+    self.fbb_.push_slot::<u64>(TensorRecord::VT_EXPIRES_MS, expires_ms, 0);
+  }
+  #[inline]
+  pub fn add_consistency(&mut self, consistency: Consistency) {
+    self.fbb_.push_slot::<Consistency>(TensorRecord::VT_CONSISTENCY, consistency, Consistency::eventual);
+  }
+  #[inline]
+  pub fn add_write_id(&mut self, write_id: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorRecord::VT_WRITE_ID, write_id);
+  }
+  #[inline]
+  pub fn add_parts(&mut self, parts: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Part<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorRecord::VT_PARTS, parts);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TensorRecordBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TensorRecordBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<TensorRecord<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, TensorRecord::VT_NAMESPACE_,"namespace_");
+    self.fbb_.required(o, TensorRecord::VT_KEY,"key");
+    self.fbb_.required(o, TensorRecord::VT_WRITE_ID,"write_id");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
 
-        #[inline]
-        pub fn finish_size_prefixed_tensor_record_buffer<'a, 'b, A: ::flatbuffers::Allocator + 'a>(
-            fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-            root: ::flatbuffers::WIPOffset<TensorRecord<'a>>,
-        ) {
-            fbb.finish_size_prefixed(root, Some(TENSOR_RECORD_IDENTIFIER));
-        }
-    } // pub mod record
-} // pub mod sira
+impl ::core::fmt::Debug for TensorRecord<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("TensorRecord");
+      ds.field("required_features", &self.required_features());
+      ds.field("namespace_", &self.namespace_());
+      ds.field("key", &self.key());
+      ds.field("version", &self.version());
+      ds.field("generation", &self.generation());
+      ds.field("tombstone", &self.tombstone());
+      ds.field("created_ms", &self.created_ms());
+      ds.field("expires_ms", &self.expires_ms());
+      ds.field("consistency", &self.consistency());
+      ds.field("write_id", &self.write_id());
+      ds.field("parts", &self.parts());
+      ds.finish()
+  }
+}
+#[inline]
+/// Verifies that a buffer of bytes contains a `TensorRecord`
+/// and returns it.
+/// Note that verification is still experimental and may not
+/// catch every error, or be maximally performant. For the
+/// previous, unchecked, behavior use
+/// `root_as_tensor_record_unchecked`.
+pub fn root_as_tensor_record(buf: &[u8]) -> Result<TensorRecord<'_>, ::flatbuffers::InvalidFlatbuffer> {
+  ::flatbuffers::root::<TensorRecord>(buf)
+}
+#[inline]
+/// Verifies that a buffer of bytes contains a size prefixed
+/// `TensorRecord` and returns it.
+/// Note that verification is still experimental and may not
+/// catch every error, or be maximally performant. For the
+/// previous, unchecked, behavior use
+/// `size_prefixed_root_as_tensor_record_unchecked`.
+pub fn size_prefixed_root_as_tensor_record(buf: &[u8]) -> Result<TensorRecord<'_>, ::flatbuffers::InvalidFlatbuffer> {
+  ::flatbuffers::size_prefixed_root::<TensorRecord>(buf)
+}
+#[inline]
+/// Verifies, with the given options, that a buffer of bytes
+/// contains a `TensorRecord` and returns it.
+/// Note that verification is still experimental and may not
+/// catch every error, or be maximally performant. For the
+/// previous, unchecked, behavior use
+/// `root_as_tensor_record_unchecked`.
+pub fn root_as_tensor_record_with_opts<'b, 'o>(
+  opts: &'o ::flatbuffers::VerifierOptions,
+  buf: &'b [u8],
+) -> Result<TensorRecord<'b>, ::flatbuffers::InvalidFlatbuffer> {
+  ::flatbuffers::root_with_opts::<TensorRecord<'b>>(opts, buf)
+}
+#[inline]
+/// Verifies, with the given verifier options, that a buffer of
+/// bytes contains a size prefixed `TensorRecord` and returns
+/// it. Note that verification is still experimental and may not
+/// catch every error, or be maximally performant. For the
+/// previous, unchecked, behavior use
+/// `root_as_tensor_record_unchecked`.
+pub fn size_prefixed_root_as_tensor_record_with_opts<'b, 'o>(
+  opts: &'o ::flatbuffers::VerifierOptions,
+  buf: &'b [u8],
+) -> Result<TensorRecord<'b>, ::flatbuffers::InvalidFlatbuffer> {
+  ::flatbuffers::size_prefixed_root_with_opts::<TensorRecord<'b>>(opts, buf)
+}
+#[inline]
+/// Assumes, without verification, that a buffer of bytes contains a TensorRecord and returns it.
+/// # Safety
+/// Callers must trust the given bytes do indeed contain a valid `TensorRecord`.
+pub unsafe fn root_as_tensor_record_unchecked(buf: &[u8]) -> TensorRecord<'_> {
+  unsafe { ::flatbuffers::root_unchecked::<TensorRecord>(buf) }
+}
+#[inline]
+/// Assumes, without verification, that a buffer of bytes contains a size prefixed TensorRecord and returns it.
+/// # Safety
+/// Callers must trust the given bytes do indeed contain a valid size prefixed `TensorRecord`.
+pub unsafe fn size_prefixed_root_as_tensor_record_unchecked(buf: &[u8]) -> TensorRecord<'_> {
+  unsafe { ::flatbuffers::size_prefixed_root_unchecked::<TensorRecord>(buf) }
+}
+pub const TENSOR_RECORD_IDENTIFIER: &str = "SRTR";
+
+#[inline]
+pub fn tensor_record_buffer_has_identifier(buf: &[u8]) -> bool {
+  ::flatbuffers::buffer_has_identifier(buf, TENSOR_RECORD_IDENTIFIER, false)
+}
+
+#[inline]
+pub fn tensor_record_size_prefixed_buffer_has_identifier(buf: &[u8]) -> bool {
+  ::flatbuffers::buffer_has_identifier(buf, TENSOR_RECORD_IDENTIFIER, true)
+}
+
+#[inline]
+pub fn finish_tensor_record_buffer<'a, 'b, A: ::flatbuffers::Allocator + 'a>(
+    fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+    root: ::flatbuffers::WIPOffset<TensorRecord<'a>>) {
+  fbb.finish(root, Some(TENSOR_RECORD_IDENTIFIER));
+}
+
+#[inline]
+pub fn finish_size_prefixed_tensor_record_buffer<'a, 'b, A: ::flatbuffers::Allocator + 'a>(fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>, root: ::flatbuffers::WIPOffset<TensorRecord<'a>>) {
+  fbb.finish_size_prefixed(root, Some(TENSOR_RECORD_IDENTIFIER));
+}
+}  // pub mod record
+}  // pub mod sira
+

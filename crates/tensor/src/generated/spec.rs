@@ -6,544 +6,526 @@ extern crate alloc;
 #[allow(unused_imports, dead_code)]
 pub mod sira {
 
-    extern crate alloc;
-    #[allow(unused_imports, dead_code)]
-    pub mod spec {
+extern crate alloc;
+#[allow(unused_imports, dead_code)]
+pub mod spec {
 
-        extern crate alloc;
+extern crate alloc;
 
-        #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-        pub const ENUM_MIN_DTYPE: u8 = 0;
-        #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-        pub const ENUM_MAX_DTYPE: u8 = 22;
-        #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-        #[allow(non_camel_case_types)]
-        pub const ENUM_VALUES_DTYPE: [DType; 23] = [
-            DType::unknown,
-            DType::bool_,
-            DType::float4_e2m1fn,
-            DType::float6_e2m3fn,
-            DType::float6_e3m2fn,
-            DType::uint8,
-            DType::int8,
-            DType::float8_e5m2,
-            DType::float8_e4m3fn,
-            DType::float8_e8m0fnu,
-            DType::float8_e4m3fnuz,
-            DType::float8_e5m2fnuz,
-            DType::int16,
-            DType::uint16,
-            DType::float16,
-            DType::bfloat16,
-            DType::int32,
-            DType::uint32,
-            DType::float32,
-            DType::complex64,
-            DType::float64,
-            DType::int64,
-            DType::uint64,
-        ];
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_DTYPE: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_DTYPE: u8 = 22;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_DTYPE: [DType; 23] = [
+  DType::unknown,
+  DType::bool_,
+  DType::float4_e2m1fn,
+  DType::float6_e2m3fn,
+  DType::float6_e3m2fn,
+  DType::uint8,
+  DType::int8,
+  DType::float8_e5m2,
+  DType::float8_e4m3fn,
+  DType::float8_e8m0fnu,
+  DType::float8_e4m3fnuz,
+  DType::float8_e5m2fnuz,
+  DType::int16,
+  DType::uint16,
+  DType::float16,
+  DType::bfloat16,
+  DType::int32,
+  DType::uint32,
+  DType::float32,
+  DType::complex64,
+  DType::float64,
+  DType::int64,
+  DType::uint64,
+];
 
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-        #[repr(transparent)]
-        pub struct DType(pub u8);
-        #[allow(non_upper_case_globals)]
-        impl DType {
-            pub const unknown: Self = Self(0);
-            pub const bool_: Self = Self(1);
-            pub const float4_e2m1fn: Self = Self(2);
-            pub const float6_e2m3fn: Self = Self(3);
-            pub const float6_e3m2fn: Self = Self(4);
-            pub const uint8: Self = Self(5);
-            pub const int8: Self = Self(6);
-            pub const float8_e5m2: Self = Self(7);
-            pub const float8_e4m3fn: Self = Self(8);
-            pub const float8_e8m0fnu: Self = Self(9);
-            pub const float8_e4m3fnuz: Self = Self(10);
-            pub const float8_e5m2fnuz: Self = Self(11);
-            pub const int16: Self = Self(12);
-            pub const uint16: Self = Self(13);
-            pub const float16: Self = Self(14);
-            pub const bfloat16: Self = Self(15);
-            pub const int32: Self = Self(16);
-            pub const uint32: Self = Self(17);
-            pub const float32: Self = Self(18);
-            pub const complex64: Self = Self(19);
-            pub const float64: Self = Self(20);
-            pub const int64: Self = Self(21);
-            pub const uint64: Self = Self(22);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct DType(pub u8);
+#[allow(non_upper_case_globals)]
+impl DType {
+  pub const unknown: Self = Self(0);
+  pub const bool_: Self = Self(1);
+  pub const float4_e2m1fn: Self = Self(2);
+  pub const float6_e2m3fn: Self = Self(3);
+  pub const float6_e3m2fn: Self = Self(4);
+  pub const uint8: Self = Self(5);
+  pub const int8: Self = Self(6);
+  pub const float8_e5m2: Self = Self(7);
+  pub const float8_e4m3fn: Self = Self(8);
+  pub const float8_e8m0fnu: Self = Self(9);
+  pub const float8_e4m3fnuz: Self = Self(10);
+  pub const float8_e5m2fnuz: Self = Self(11);
+  pub const int16: Self = Self(12);
+  pub const uint16: Self = Self(13);
+  pub const float16: Self = Self(14);
+  pub const bfloat16: Self = Self(15);
+  pub const int32: Self = Self(16);
+  pub const uint32: Self = Self(17);
+  pub const float32: Self = Self(18);
+  pub const complex64: Self = Self(19);
+  pub const float64: Self = Self(20);
+  pub const int64: Self = Self(21);
+  pub const uint64: Self = Self(22);
 
-            pub const ENUM_MIN: u8 = 0;
-            pub const ENUM_MAX: u8 = 22;
-            pub const ENUM_VALUES: &'static [Self] = &[
-                Self::unknown,
-                Self::bool_,
-                Self::float4_e2m1fn,
-                Self::float6_e2m3fn,
-                Self::float6_e3m2fn,
-                Self::uint8,
-                Self::int8,
-                Self::float8_e5m2,
-                Self::float8_e4m3fn,
-                Self::float8_e8m0fnu,
-                Self::float8_e4m3fnuz,
-                Self::float8_e5m2fnuz,
-                Self::int16,
-                Self::uint16,
-                Self::float16,
-                Self::bfloat16,
-                Self::int32,
-                Self::uint32,
-                Self::float32,
-                Self::complex64,
-                Self::float64,
-                Self::int64,
-                Self::uint64,
-            ];
-            /// Returns the variant's name or "" if unknown.
-            pub fn variant_name(self) -> Option<&'static str> {
-                match self {
-                    Self::unknown => Some("unknown"),
-                    Self::bool_ => Some("bool_"),
-                    Self::float4_e2m1fn => Some("float4_e2m1fn"),
-                    Self::float6_e2m3fn => Some("float6_e2m3fn"),
-                    Self::float6_e3m2fn => Some("float6_e3m2fn"),
-                    Self::uint8 => Some("uint8"),
-                    Self::int8 => Some("int8"),
-                    Self::float8_e5m2 => Some("float8_e5m2"),
-                    Self::float8_e4m3fn => Some("float8_e4m3fn"),
-                    Self::float8_e8m0fnu => Some("float8_e8m0fnu"),
-                    Self::float8_e4m3fnuz => Some("float8_e4m3fnuz"),
-                    Self::float8_e5m2fnuz => Some("float8_e5m2fnuz"),
-                    Self::int16 => Some("int16"),
-                    Self::uint16 => Some("uint16"),
-                    Self::float16 => Some("float16"),
-                    Self::bfloat16 => Some("bfloat16"),
-                    Self::int32 => Some("int32"),
-                    Self::uint32 => Some("uint32"),
-                    Self::float32 => Some("float32"),
-                    Self::complex64 => Some("complex64"),
-                    Self::float64 => Some("float64"),
-                    Self::int64 => Some("int64"),
-                    Self::uint64 => Some("uint64"),
-                    _ => None,
-                }
-            }
-        }
-        impl ::core::fmt::Debug for DType {
-            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
-                if let Some(name) = self.variant_name() { f.write_str(name) } else { f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0)) }
-            }
-        }
-        impl<'a> ::flatbuffers::Follow<'a> for DType {
-            type Inner = Self;
-            #[inline]
-            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-                let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
-                Self(b)
-            }
-        }
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 22;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::unknown,
+    Self::bool_,
+    Self::float4_e2m1fn,
+    Self::float6_e2m3fn,
+    Self::float6_e3m2fn,
+    Self::uint8,
+    Self::int8,
+    Self::float8_e5m2,
+    Self::float8_e4m3fn,
+    Self::float8_e8m0fnu,
+    Self::float8_e4m3fnuz,
+    Self::float8_e5m2fnuz,
+    Self::int16,
+    Self::uint16,
+    Self::float16,
+    Self::bfloat16,
+    Self::int32,
+    Self::uint32,
+    Self::float32,
+    Self::complex64,
+    Self::float64,
+    Self::int64,
+    Self::uint64,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::unknown => Some("unknown"),
+      Self::bool_ => Some("bool_"),
+      Self::float4_e2m1fn => Some("float4_e2m1fn"),
+      Self::float6_e2m3fn => Some("float6_e2m3fn"),
+      Self::float6_e3m2fn => Some("float6_e3m2fn"),
+      Self::uint8 => Some("uint8"),
+      Self::int8 => Some("int8"),
+      Self::float8_e5m2 => Some("float8_e5m2"),
+      Self::float8_e4m3fn => Some("float8_e4m3fn"),
+      Self::float8_e8m0fnu => Some("float8_e8m0fnu"),
+      Self::float8_e4m3fnuz => Some("float8_e4m3fnuz"),
+      Self::float8_e5m2fnuz => Some("float8_e5m2fnuz"),
+      Self::int16 => Some("int16"),
+      Self::uint16 => Some("uint16"),
+      Self::float16 => Some("float16"),
+      Self::bfloat16 => Some("bfloat16"),
+      Self::int32 => Some("int32"),
+      Self::uint32 => Some("uint32"),
+      Self::float32 => Some("float32"),
+      Self::complex64 => Some("complex64"),
+      Self::float64 => Some("float64"),
+      Self::int64 => Some("int64"),
+      Self::uint64 => Some("uint64"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for DType {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for DType {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
 
-        impl ::flatbuffers::Push for DType {
-            type Output = DType;
-            #[inline]
-            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
-                unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
-            }
-        }
+impl ::flatbuffers::Push for DType {
+    type Output = DType;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
 
-        impl ::flatbuffers::EndianScalar for DType {
-            type Scalar = u8;
-            #[inline]
-            fn to_little_endian(self) -> u8 {
-                self.0.to_le()
-            }
-            #[inline]
-            #[allow(clippy::wrong_self_convention)]
-            fn from_little_endian(v: u8) -> Self {
-                let b = u8::from_le(v);
-                Self(b)
-            }
-        }
+impl ::flatbuffers::EndianScalar for DType {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
 
-        impl<'a> ::flatbuffers::Verifiable for DType {
-            #[inline]
-            fn run_verifier(v: &mut ::flatbuffers::Verifier, pos: usize) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-                u8::run_verifier(v, pos)
-            }
-        }
+impl<'a> ::flatbuffers::Verifiable for DType {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
 
-        impl ::flatbuffers::SimpleToVerifyInSlice for DType {}
-        pub enum AttributeOffset {}
-        #[derive(Copy, Clone, PartialEq)]
+impl ::flatbuffers::SimpleToVerifyInSlice for DType {}
+pub enum AttributeOffset {}
+#[derive(Copy, Clone, PartialEq)]
 
-        pub struct Attribute<'a> {
-            pub _tab: ::flatbuffers::Table<'a>,
-        }
+pub struct Attribute<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
 
-        impl<'a> ::flatbuffers::Follow<'a> for Attribute<'a> {
-            type Inner = Attribute<'a>;
-            #[inline]
-            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-                Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-            }
-        }
+impl<'a> ::flatbuffers::Follow<'a> for Attribute<'a> {
+  type Inner = Attribute<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
 
-        impl<'a> Attribute<'a> {
-            pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
-            pub const VT_VALUE: ::flatbuffers::VOffsetT = 6;
+impl<'a> Attribute<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_VALUE: ::flatbuffers::VOffsetT = 6;
 
-            #[inline]
-            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-                Attribute { _tab: table }
-            }
-            #[allow(unused_mut)]
-            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-                args: &'args AttributeArgs<'args>,
-            ) -> ::flatbuffers::WIPOffset<Attribute<'bldr>> {
-                let mut builder = AttributeBuilder::new(_fbb);
-                if let Some(x) = args.value {
-                    builder.add_value(x);
-                }
-                if let Some(x) = args.name {
-                    builder.add_name(x);
-                }
-                builder.finish()
-            }
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Attribute { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AttributeArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Attribute<'bldr>> {
+    let mut builder = AttributeBuilder::new(_fbb);
+    if let Some(x) = args.value { builder.add_value(x); }
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
 
-            #[inline]
-            pub fn name(&self) -> &'a str {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Attribute::VT_NAME, None).unwrap() }
-            }
-            #[inline]
-            pub fn value(&self) -> &'a str {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Attribute::VT_VALUE, None).unwrap() }
-            }
-        }
 
-        impl ::flatbuffers::Verifiable for Attribute<'_> {
-            #[inline]
-            fn run_verifier(v: &mut ::flatbuffers::Verifier, pos: usize) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-                v.visit_table(pos)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("value", Self::VT_VALUE, true)?
-                    .finish();
-                Ok(())
-            }
-        }
-        pub struct AttributeArgs<'a> {
-            pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
-            pub value: Option<::flatbuffers::WIPOffset<&'a str>>,
-        }
-        impl<'a> Default for AttributeArgs<'a> {
-            #[inline]
-            fn default() -> Self {
-                AttributeArgs {
-                    name: None,  // required field
-                    value: None, // required field
-                }
-            }
-        }
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Attribute::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn value(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Attribute::VT_VALUE, None).unwrap()}
+  }
+}
 
-        pub struct AttributeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-        }
-        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AttributeBuilder<'a, 'b, A> {
-            #[inline]
-            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b str>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Attribute::VT_NAME, name);
-            }
-            #[inline]
-            pub fn add_value(&mut self, value: ::flatbuffers::WIPOffset<&'b str>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Attribute::VT_VALUE, value);
-            }
-            #[inline]
-            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AttributeBuilder<'a, 'b, A> {
-                let start = _fbb.start_table();
-                AttributeBuilder { fbb_: _fbb, start_: start }
-            }
-            #[inline]
-            pub fn finish(self) -> ::flatbuffers::WIPOffset<Attribute<'a>> {
-                let o = self.fbb_.end_table(self.start_);
-                self.fbb_.required(o, Attribute::VT_NAME, "name");
-                self.fbb_.required(o, Attribute::VT_VALUE, "value");
-                ::flatbuffers::WIPOffset::new(o.value())
-            }
-        }
+impl ::flatbuffers::Verifiable for Attribute<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("value", Self::VT_VALUE, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AttributeArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub value: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for AttributeArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    AttributeArgs {
+      name: None, // required field
+      value: None, // required field
+    }
+  }
+}
 
-        impl ::core::fmt::Debug for Attribute<'_> {
-            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-                let mut ds = f.debug_struct("Attribute");
-                ds.field("name", &self.name());
-                ds.field("value", &self.value());
-                ds.finish()
-            }
-        }
-        pub enum TensorSpecOffset {}
-        #[derive(Copy, Clone, PartialEq)]
+pub struct AttributeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AttributeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Attribute::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_value(&mut self, value: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Attribute::VT_VALUE, value);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AttributeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AttributeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Attribute<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Attribute::VT_NAME,"name");
+    self.fbb_.required(o, Attribute::VT_VALUE,"value");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
 
-        pub struct TensorSpec<'a> {
-            pub _tab: ::flatbuffers::Table<'a>,
-        }
+impl ::core::fmt::Debug for Attribute<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Attribute");
+      ds.field("name", &self.name());
+      ds.field("value", &self.value());
+      ds.finish()
+  }
+}
+pub enum TensorSpecOffset {}
+#[derive(Copy, Clone, PartialEq)]
 
-        impl<'a> ::flatbuffers::Follow<'a> for TensorSpec<'a> {
-            type Inner = TensorSpec<'a>;
-            #[inline]
-            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-                Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-            }
-        }
+pub struct TensorSpec<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
 
-        impl<'a> TensorSpec<'a> {
-            pub const VT_DTYPE: ::flatbuffers::VOffsetT = 4;
-            pub const VT_SHAPE: ::flatbuffers::VOffsetT = 6;
-            pub const VT_AXES: ::flatbuffers::VOffsetT = 8;
-            pub const VT_ATTRIBUTES: ::flatbuffers::VOffsetT = 10;
+impl<'a> ::flatbuffers::Follow<'a> for TensorSpec<'a> {
+  type Inner = TensorSpec<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
 
-            #[inline]
-            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-                TensorSpec { _tab: table }
-            }
-            #[allow(unused_mut)]
-            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-                args: &'args TensorSpecArgs<'args>,
-            ) -> ::flatbuffers::WIPOffset<TensorSpec<'bldr>> {
-                let mut builder = TensorSpecBuilder::new(_fbb);
-                if let Some(x) = args.attributes {
-                    builder.add_attributes(x);
-                }
-                if let Some(x) = args.axes {
-                    builder.add_axes(x);
-                }
-                if let Some(x) = args.shape {
-                    builder.add_shape(x);
-                }
-                builder.add_dtype(args.dtype);
-                builder.finish()
-            }
+impl<'a> TensorSpec<'a> {
+  pub const VT_DTYPE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SHAPE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_AXES: ::flatbuffers::VOffsetT = 8;
+  pub const VT_ATTRIBUTES: ::flatbuffers::VOffsetT = 10;
 
-            #[inline]
-            pub fn dtype(&self) -> DType {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe { self._tab.get::<DType>(TensorSpec::VT_DTYPE, Some(DType::unknown)).unwrap() }
-            }
-            #[inline]
-            pub fn shape(&self) -> ::flatbuffers::Vector<'a, u64> {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe {
-                    self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(TensorSpec::VT_SHAPE, None).unwrap()
-                }
-            }
-            #[inline]
-            pub fn axes(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe {
-                    self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(
-                        TensorSpec::VT_AXES,
-                        None,
-                    )
-                }
-            }
-            #[inline]
-            pub fn attributes(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Attribute<'a>>>> {
-                // Safety:
-                // Created from valid Table for this object
-                // which contains a valid value in this slot
-                unsafe {
-                    self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Attribute>>>>(
-                        TensorSpec::VT_ATTRIBUTES,
-                        None,
-                    )
-                }
-            }
-        }
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    TensorSpec { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TensorSpecArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<TensorSpec<'bldr>> {
+    let mut builder = TensorSpecBuilder::new(_fbb);
+    if let Some(x) = args.attributes { builder.add_attributes(x); }
+    if let Some(x) = args.axes { builder.add_axes(x); }
+    if let Some(x) = args.shape { builder.add_shape(x); }
+    builder.add_dtype(args.dtype);
+    builder.finish()
+  }
 
-        impl ::flatbuffers::Verifiable for TensorSpec<'_> {
-            #[inline]
-            fn run_verifier(v: &mut ::flatbuffers::Verifier, pos: usize) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-                v.visit_table(pos)?
-                    .visit_field::<DType>("dtype", Self::VT_DTYPE, false)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("shape", Self::VT_SHAPE, true)?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>(
-                        "axes",
-                        Self::VT_AXES,
-                        false,
-                    )?
-                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Attribute>>>>(
-                        "attributes",
-                        Self::VT_ATTRIBUTES,
-                        false,
-                    )?
-                    .finish();
-                Ok(())
-            }
-        }
-        pub struct TensorSpecArgs<'a> {
-            pub dtype: DType,
-            pub shape: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
-            pub axes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
-            pub attributes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Attribute<'a>>>>>,
-        }
-        impl<'a> Default for TensorSpecArgs<'a> {
-            #[inline]
-            fn default() -> Self {
-                TensorSpecArgs {
-                    dtype: DType::unknown,
-                    shape: None, // required field
-                    axes: None,
-                    attributes: None,
-                }
-            }
-        }
 
-        pub struct TensorSpecBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-        }
-        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TensorSpecBuilder<'a, 'b, A> {
-            #[inline]
-            pub fn add_dtype(&mut self, dtype: DType) {
-                self.fbb_.push_slot::<DType>(TensorSpec::VT_DTYPE, dtype, DType::unknown);
-            }
-            #[inline]
-            pub fn add_shape(&mut self, shape: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u64>>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorSpec::VT_SHAPE, shape);
-            }
-            #[inline]
-            pub fn add_axes(&mut self, axes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<&'b str>>>) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorSpec::VT_AXES, axes);
-            }
-            #[inline]
-            pub fn add_attributes(
-                &mut self,
-                attributes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<Attribute<'b>>>>,
-            ) {
-                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorSpec::VT_ATTRIBUTES, attributes);
-            }
-            #[inline]
-            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TensorSpecBuilder<'a, 'b, A> {
-                let start = _fbb.start_table();
-                TensorSpecBuilder { fbb_: _fbb, start_: start }
-            }
-            #[inline]
-            pub fn finish(self) -> ::flatbuffers::WIPOffset<TensorSpec<'a>> {
-                let o = self.fbb_.end_table(self.start_);
-                self.fbb_.required(o, TensorSpec::VT_SHAPE, "shape");
-                ::flatbuffers::WIPOffset::new(o.value())
-            }
-        }
+  #[inline]
+  pub fn dtype(&self) -> DType {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<DType>(TensorSpec::VT_DTYPE, Some(DType::unknown)).unwrap()}
+  }
+  #[inline]
+  pub fn shape(&self) -> ::flatbuffers::Vector<'a, u64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(TensorSpec::VT_SHAPE, None).unwrap()}
+  }
+  #[inline]
+  pub fn axes(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(TensorSpec::VT_AXES, None)}
+  }
+  #[inline]
+  pub fn attributes(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Attribute<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Attribute>>>>(TensorSpec::VT_ATTRIBUTES, None)}
+  }
+}
 
-        impl ::core::fmt::Debug for TensorSpec<'_> {
-            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-                let mut ds = f.debug_struct("TensorSpec");
-                ds.field("dtype", &self.dtype());
-                ds.field("shape", &self.shape());
-                ds.field("axes", &self.axes());
-                ds.field("attributes", &self.attributes());
-                ds.finish()
-            }
-        }
-        #[inline]
-        /// Verifies that a buffer of bytes contains a `TensorSpec`
-        /// and returns it.
-        /// Note that verification is still experimental and may not
-        /// catch every error, or be maximally performant. For the
-        /// previous, unchecked, behavior use
-        /// `root_as_tensor_spec_unchecked`.
-        pub fn root_as_tensor_spec(buf: &[u8]) -> Result<TensorSpec<'_>, ::flatbuffers::InvalidFlatbuffer> {
-            ::flatbuffers::root::<TensorSpec>(buf)
-        }
-        #[inline]
-        /// Verifies that a buffer of bytes contains a size prefixed
-        /// `TensorSpec` and returns it.
-        /// Note that verification is still experimental and may not
-        /// catch every error, or be maximally performant. For the
-        /// previous, unchecked, behavior use
-        /// `size_prefixed_root_as_tensor_spec_unchecked`.
-        pub fn size_prefixed_root_as_tensor_spec(buf: &[u8]) -> Result<TensorSpec<'_>, ::flatbuffers::InvalidFlatbuffer> {
-            ::flatbuffers::size_prefixed_root::<TensorSpec>(buf)
-        }
-        #[inline]
-        /// Verifies, with the given options, that a buffer of bytes
-        /// contains a `TensorSpec` and returns it.
-        /// Note that verification is still experimental and may not
-        /// catch every error, or be maximally performant. For the
-        /// previous, unchecked, behavior use
-        /// `root_as_tensor_spec_unchecked`.
-        pub fn root_as_tensor_spec_with_opts<'b, 'o>(
-            opts: &'o ::flatbuffers::VerifierOptions,
-            buf: &'b [u8],
-        ) -> Result<TensorSpec<'b>, ::flatbuffers::InvalidFlatbuffer> {
-            ::flatbuffers::root_with_opts::<TensorSpec<'b>>(opts, buf)
-        }
-        #[inline]
-        /// Verifies, with the given verifier options, that a buffer of
-        /// bytes contains a size prefixed `TensorSpec` and returns
-        /// it. Note that verification is still experimental and may not
-        /// catch every error, or be maximally performant. For the
-        /// previous, unchecked, behavior use
-        /// `root_as_tensor_spec_unchecked`.
-        pub fn size_prefixed_root_as_tensor_spec_with_opts<'b, 'o>(
-            opts: &'o ::flatbuffers::VerifierOptions,
-            buf: &'b [u8],
-        ) -> Result<TensorSpec<'b>, ::flatbuffers::InvalidFlatbuffer> {
-            ::flatbuffers::size_prefixed_root_with_opts::<TensorSpec<'b>>(opts, buf)
-        }
-        #[inline]
-        /// Assumes, without verification, that a buffer of bytes contains a TensorSpec and returns it.
-        /// # Safety
-        /// Callers must trust the given bytes do indeed contain a valid `TensorSpec`.
-        pub unsafe fn root_as_tensor_spec_unchecked(buf: &[u8]) -> TensorSpec<'_> {
-            unsafe { ::flatbuffers::root_unchecked::<TensorSpec>(buf) }
-        }
-        #[inline]
-        /// Assumes, without verification, that a buffer of bytes contains a size prefixed TensorSpec and returns it.
-        /// # Safety
-        /// Callers must trust the given bytes do indeed contain a valid size prefixed `TensorSpec`.
-        pub unsafe fn size_prefixed_root_as_tensor_spec_unchecked(buf: &[u8]) -> TensorSpec<'_> {
-            unsafe { ::flatbuffers::size_prefixed_root_unchecked::<TensorSpec>(buf) }
-        }
-        pub const TENSOR_SPEC_IDENTIFIER: &str = "SRTS";
+impl ::flatbuffers::Verifiable for TensorSpec<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<DType>("dtype", Self::VT_DTYPE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("shape", Self::VT_SHAPE, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("axes", Self::VT_AXES, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Attribute>>>>("attributes", Self::VT_ATTRIBUTES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TensorSpecArgs<'a> {
+    pub dtype: DType,
+    pub shape: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
+    pub axes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+    pub attributes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Attribute<'a>>>>>,
+}
+impl<'a> Default for TensorSpecArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    TensorSpecArgs {
+      dtype: DType::unknown,
+      shape: None, // required field
+      axes: None,
+      attributes: None,
+    }
+  }
+}
 
-        #[inline]
-        pub fn tensor_spec_buffer_has_identifier(buf: &[u8]) -> bool {
-            ::flatbuffers::buffer_has_identifier(buf, TENSOR_SPEC_IDENTIFIER, false)
-        }
+pub struct TensorSpecBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TensorSpecBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_dtype(&mut self, dtype: DType) {
+    self.fbb_.push_slot::<DType>(TensorSpec::VT_DTYPE, dtype, DType::unknown);
+  }
+  #[inline]
+  pub fn add_shape(&mut self, shape: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u64>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorSpec::VT_SHAPE, shape);
+  }
+  #[inline]
+  pub fn add_axes(&mut self, axes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorSpec::VT_AXES, axes);
+  }
+  #[inline]
+  pub fn add_attributes(&mut self, attributes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Attribute<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorSpec::VT_ATTRIBUTES, attributes);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TensorSpecBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TensorSpecBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<TensorSpec<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, TensorSpec::VT_SHAPE,"shape");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
 
-        #[inline]
-        pub fn tensor_spec_size_prefixed_buffer_has_identifier(buf: &[u8]) -> bool {
-            ::flatbuffers::buffer_has_identifier(buf, TENSOR_SPEC_IDENTIFIER, true)
-        }
+impl ::core::fmt::Debug for TensorSpec<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("TensorSpec");
+      ds.field("dtype", &self.dtype());
+      ds.field("shape", &self.shape());
+      ds.field("axes", &self.axes());
+      ds.field("attributes", &self.attributes());
+      ds.finish()
+  }
+}
+#[inline]
+/// Verifies that a buffer of bytes contains a `TensorSpec`
+/// and returns it.
+/// Note that verification is still experimental and may not
+/// catch every error, or be maximally performant. For the
+/// previous, unchecked, behavior use
+/// `root_as_tensor_spec_unchecked`.
+pub fn root_as_tensor_spec(buf: &[u8]) -> Result<TensorSpec<'_>, ::flatbuffers::InvalidFlatbuffer> {
+  ::flatbuffers::root::<TensorSpec>(buf)
+}
+#[inline]
+/// Verifies that a buffer of bytes contains a size prefixed
+/// `TensorSpec` and returns it.
+/// Note that verification is still experimental and may not
+/// catch every error, or be maximally performant. For the
+/// previous, unchecked, behavior use
+/// `size_prefixed_root_as_tensor_spec_unchecked`.
+pub fn size_prefixed_root_as_tensor_spec(buf: &[u8]) -> Result<TensorSpec<'_>, ::flatbuffers::InvalidFlatbuffer> {
+  ::flatbuffers::size_prefixed_root::<TensorSpec>(buf)
+}
+#[inline]
+/// Verifies, with the given options, that a buffer of bytes
+/// contains a `TensorSpec` and returns it.
+/// Note that verification is still experimental and may not
+/// catch every error, or be maximally performant. For the
+/// previous, unchecked, behavior use
+/// `root_as_tensor_spec_unchecked`.
+pub fn root_as_tensor_spec_with_opts<'b, 'o>(
+  opts: &'o ::flatbuffers::VerifierOptions,
+  buf: &'b [u8],
+) -> Result<TensorSpec<'b>, ::flatbuffers::InvalidFlatbuffer> {
+  ::flatbuffers::root_with_opts::<TensorSpec<'b>>(opts, buf)
+}
+#[inline]
+/// Verifies, with the given verifier options, that a buffer of
+/// bytes contains a size prefixed `TensorSpec` and returns
+/// it. Note that verification is still experimental and may not
+/// catch every error, or be maximally performant. For the
+/// previous, unchecked, behavior use
+/// `root_as_tensor_spec_unchecked`.
+pub fn size_prefixed_root_as_tensor_spec_with_opts<'b, 'o>(
+  opts: &'o ::flatbuffers::VerifierOptions,
+  buf: &'b [u8],
+) -> Result<TensorSpec<'b>, ::flatbuffers::InvalidFlatbuffer> {
+  ::flatbuffers::size_prefixed_root_with_opts::<TensorSpec<'b>>(opts, buf)
+}
+#[inline]
+/// Assumes, without verification, that a buffer of bytes contains a TensorSpec and returns it.
+/// # Safety
+/// Callers must trust the given bytes do indeed contain a valid `TensorSpec`.
+pub unsafe fn root_as_tensor_spec_unchecked(buf: &[u8]) -> TensorSpec<'_> {
+  unsafe { ::flatbuffers::root_unchecked::<TensorSpec>(buf) }
+}
+#[inline]
+/// Assumes, without verification, that a buffer of bytes contains a size prefixed TensorSpec and returns it.
+/// # Safety
+/// Callers must trust the given bytes do indeed contain a valid size prefixed `TensorSpec`.
+pub unsafe fn size_prefixed_root_as_tensor_spec_unchecked(buf: &[u8]) -> TensorSpec<'_> {
+  unsafe { ::flatbuffers::size_prefixed_root_unchecked::<TensorSpec>(buf) }
+}
+pub const TENSOR_SPEC_IDENTIFIER: &str = "SRTS";
 
-        #[inline]
-        pub fn finish_tensor_spec_buffer<'a, 'b, A: ::flatbuffers::Allocator + 'a>(
-            fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-            root: ::flatbuffers::WIPOffset<TensorSpec<'a>>,
-        ) {
-            fbb.finish(root, Some(TENSOR_SPEC_IDENTIFIER));
-        }
+#[inline]
+pub fn tensor_spec_buffer_has_identifier(buf: &[u8]) -> bool {
+  ::flatbuffers::buffer_has_identifier(buf, TENSOR_SPEC_IDENTIFIER, false)
+}
 
-        #[inline]
-        pub fn finish_size_prefixed_tensor_spec_buffer<'a, 'b, A: ::flatbuffers::Allocator + 'a>(
-            fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-            root: ::flatbuffers::WIPOffset<TensorSpec<'a>>,
-        ) {
-            fbb.finish_size_prefixed(root, Some(TENSOR_SPEC_IDENTIFIER));
-        }
-    } // pub mod spec
-} // pub mod sira
+#[inline]
+pub fn tensor_spec_size_prefixed_buffer_has_identifier(buf: &[u8]) -> bool {
+  ::flatbuffers::buffer_has_identifier(buf, TENSOR_SPEC_IDENTIFIER, true)
+}
+
+#[inline]
+pub fn finish_tensor_spec_buffer<'a, 'b, A: ::flatbuffers::Allocator + 'a>(
+    fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+    root: ::flatbuffers::WIPOffset<TensorSpec<'a>>) {
+  fbb.finish(root, Some(TENSOR_SPEC_IDENTIFIER));
+}
+
+#[inline]
+pub fn finish_size_prefixed_tensor_spec_buffer<'a, 'b, A: ::flatbuffers::Allocator + 'a>(fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>, root: ::flatbuffers::WIPOffset<TensorSpec<'a>>) {
+  fbb.finish_size_prefixed(root, Some(TENSOR_SPEC_IDENTIFIER));
+}
+}  // pub mod spec
+}  // pub mod sira
+
