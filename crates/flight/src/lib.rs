@@ -1,7 +1,7 @@
 //! The Arrow Flight service over the store (docs/wire.md).
 //!
-//! Everything but `DoPut` goes through the generated service ([`service`]). `DoPut` is read from the HTTP/2 body as its frames come
-//! ([`put`]): a message may be as large as its client likes, and memory stays bounded by the chunk that is being gathered.
+//! Everything but `DoPut` goes through the generated service (`service.rs`). `DoPut` is read from the HTTP/2 body as its frames come
+//! (`put.rs`): a message may be as large as its client likes, and memory stays bounded by the chunk that is being gathered.
 
 mod actions;
 mod get;
