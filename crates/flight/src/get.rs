@@ -1,20 +1,22 @@
 //! `DoGet`: a tensor out, as the batches of its carrier.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arrow_flight::{FlightData, SchemaAsIpc};
 use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::Schema;
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
-use sira_store::{Reader, StoreError};
+use sira_store::{Reader, StorageClient, StoreError};
 use sira_tensor::TensorSpec;
 use sira_tensor::carrier::Carrier;
-use sira_wire::PutOptions;
+use sira_wire::{Code, PutOptions};
 use tonic::Status;
 
 use crate::ipc;
-use crate::status::of_store;
+use crate::stall::{LOOK, Patience};
+use crate::status::{of_store, refuse};
 
 /// Bytes of tensor in a message, at most: what docs/wire.md promises.
 pub(crate) const MESSAGE_BYTES: u64 = 4 << 20;
@@ -33,16 +35,44 @@ pub(crate) fn carrier(spec: &TensorSpec) -> (Carrier, Schema) {
     (carrier, schema)
 }
 
-/// The messages of a get: the schema, then batches of whole rows.
-pub(crate) fn messages(reader: Reader) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
+/// The messages of a get: the schema, then batches of whole rows. A client that stops reading is cut off, and gives back its memory.
+pub(crate) fn messages(store: &StorageClient, reader: Reader) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
     let (carrier, schema) = carrier(reader.spec());
     let header = FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
     let rows = Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false };
-    let batches = futures::stream::try_unfold(rows, |mut rows| async move {
-        let batch = rows.next().await.map_err(of_store)?;
-        Ok(batch.map(|batch| (batch, rows)))
+    let slot = Arc::new(Mutex::new(Ok((rows, Patience::default()))));
+    tokio::spawn(watch(store.clone(), Arc::downgrade(&slot)));
+    let batches = futures::stream::try_unfold(slot, |slot| async move {
+        // Taken out while it works: only a client that does not ask is waited for.
+        let taken = std::mem::replace(&mut *lock(&slot), Err("a get that is already under way".to_string()));
+        let (mut rows, mut patience) = taken.map_err(|reason| refuse(Code::Busy, reason))?;
+        let Some(batch) = rows.next().await.map_err(of_store)? else { return Ok(None) };
+        patience.moved(batch.data_body.len() as u64);
+        *lock(&slot) = Ok((rows, patience));
+        Ok(Some((batch, slot)))
     });
     futures::StreamExt::chain(futures::stream::iter([Ok(header)]), batches)
+}
+
+/// A get between two messages, or why there is none.
+type Slot = Mutex<Result<(Rows, Patience), String>>;
+
+fn lock(slot: &Slot) -> std::sync::MutexGuard<'_, Result<(Rows, Patience), String>> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits with a get for its client, and cuts it off when patience ends.
+async fn watch(store: StorageClient, slot: Weak<Slot>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(slot) = slot.upgrade() else { return };
+        let mut state = lock(&slot);
+        let cut = state.as_mut().ok().and_then(|(_, patience)| patience.waited(LOOK, store.pressed()));
+        if let Some(reason) = cut {
+            *state = Err(reason);
+            return;
+        }
+    }
 }
 
 /// Pieces of any size on their way to batches of whole rows.

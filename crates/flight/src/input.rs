@@ -2,21 +2,17 @@
 //!
 //! Everything but `data_body` is small and has a limit; `data_body` is handed on frame by frame, whatever its size.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use sira_wire::Code;
 use tonic::Status;
 use tonic::body::Body;
 
+use crate::stall::{LOOK, Patience};
 use crate::status::refuse;
 
 /// Bytes of a FlightData field other than its body.
 const MAX_FIELD: u64 = 1 << 20;
-
-/// A client that sends nothing for this long is taken for dead: its memory is wanted by others.
-const IDLE: Duration = Duration::from_secs(60);
 
 /// Fields of FlightData (Flight.proto).
 const DESCRIPTOR: u64 = 1;
@@ -43,11 +39,15 @@ pub(crate) struct Input {
     message: u64,
     /// What is left of the message's body.
     body: u64,
+    /// Whether others wait for memory.
+    pressed: Box<dyn Fn() -> bool + Send + Sync>,
+    patience: Patience,
 }
 
 impl Input {
-    pub fn new(frames: Body) -> Input {
-        Input { frames, frame: Bytes::new(), message: 0, body: 0 }
+    /// Reads `frames`; a client that stalls is cut off, sooner while `pressed` says that others wait for memory.
+    pub fn new(frames: Body, pressed: impl Fn() -> bool + Send + Sync + 'static) -> Input {
+        Input { frames, frame: Bytes::new(), message: 0, body: 0, pressed: Box::new(pressed), patience: Patience::default() }
     }
 
     /// The next message up to its body, or `None` at the end of the stream. What is left of the one before is skipped.
@@ -155,12 +155,17 @@ impl Input {
     /// Waits for bytes; false at the end of the stream.
     async fn fill(&mut self) -> Result<bool, Status> {
         while self.frame.is_empty() {
-            let next = tokio::time::timeout(IDLE, self.frames.frame()).await;
-            let next = next.map_err(|_| refuse(Code::Incomplete, format!("nothing came for {} seconds", IDLE.as_secs())))?;
+            let Ok(next) = tokio::time::timeout(LOOK, self.frames.frame()).await else {
+                match self.patience.waited(LOOK, (self.pressed)()) {
+                    Some(reason) => return Err(refuse(Code::Busy, format!("{reason}; nothing was stored"))),
+                    None => continue,
+                }
+            };
             match next {
                 None => return Ok(false),
                 Some(frame) => {
                     if let Ok(data) = frame?.into_data() {
+                        self.patience.moved(data.len() as u64);
                         self.frame = data;
                     }
                 }
@@ -191,7 +196,7 @@ mod tests {
     /// A body that comes in frames of `size`.
     fn input(bytes: &[u8], size: usize) -> Input {
         let frames: Vec<_> = bytes.chunks(size).map(|c| Ok::<_, Status>(http_body::Frame::data(Bytes::copy_from_slice(c)))).collect();
-        Input::new(Body::new(StreamBody::new(stream::iter(frames))))
+        Input::new(Body::new(StreamBody::new(stream::iter(frames))), || false)
     }
 
     fn message(data: &FlightData) -> Vec<u8> {

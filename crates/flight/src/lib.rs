@@ -9,6 +9,7 @@ mod input;
 mod ipc;
 mod put;
 mod service;
+mod stall;
 mod status;
 
 pub use service::{Flight, serve};

@@ -10,7 +10,6 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use prost::Message;
-use sira_store::ledger::Reservation;
 use sira_store::{StorageClient, StoreError, WriteOptions, Writer};
 use sira_tensor::carrier::Column;
 use sira_tensor::{DType, TensorSpec};
@@ -27,7 +26,8 @@ const MAX_PERMUTED_ROW: u64 = 64 << 20;
 
 /// Answers a `DoPut`.
 pub(crate) async fn handle(store: StorageClient, request: Request<Body>) -> Response<Body> {
-    match put(&store, Input::new(request.into_body())).await {
+    let pressed = store.clone();
+    match put(&store, Input::new(request.into_body(), move || pressed.pressed())).await {
         Ok(answer) => accepted(&answer),
         Err(status) => status.into_http(),
     }
@@ -85,8 +85,6 @@ struct Incoming<'a> {
     options: PutOptions,
     column: Column,
     writer: Option<Writer>,
-    /// Memory for rows that are permuted.
-    rows: Option<Reservation>,
 }
 
 impl<'a> Incoming<'a> {
@@ -100,7 +98,7 @@ impl<'a> Incoming<'a> {
         };
         let (key, options) = key_and_options(&descriptor, &schema)?;
         let column = Column::of(&schema).map_err(|e| of_store(e.into()))?;
-        Ok(Incoming { store, key, options, column, writer: None, rows: None })
+        Ok(Incoming { store, key, options, column, writer: None })
     }
 
     /// What is being put, when `rows` rows come without a declared shape.
@@ -132,6 +130,7 @@ impl<'a> Incoming<'a> {
     }
 
     async fn begin(&mut self, rows: u64) -> Result<(), Status> {
+        let mut scratch = 0;
         if self.column.permutation.is_some() {
             let row_bytes = self.column.row_bytes();
             if row_bytes > MAX_PERMUTED_ROW {
@@ -142,8 +141,7 @@ impl<'a> Incoming<'a> {
                     ),
                 ));
             }
-            // Before the writer takes its own: who holds memory never waits for more.
-            self.rows = Some(self.store.reserve(2 * row_bytes).await.map_err(of_store)?);
+            scratch = 2 * row_bytes;
         }
         let spec = self.spec(rows).map_err(of_store)?;
         let options = WriteOptions {
@@ -151,6 +149,7 @@ impl<'a> Incoming<'a> {
             ttl: self.options.ttl,
             consistency: self.options.consistency,
             condition: self.options.condition,
+            scratch,
         };
         self.writer = Some(self.store.begin(self.key.clone(), spec, options).await.map_err(of_store)?);
         Ok(())

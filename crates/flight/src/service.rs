@@ -29,11 +29,14 @@ use crate::status::{of_store, of_wire, refuse, unsupported};
 use crate::{actions, get, put};
 
 /// Keys of a page of `list_flights`; its stream is as long as the listing.
-const PAGE: usize = 500;
+const PAGE: usize = 100;
 
-/// HTTP/2 windows: how much a client may send ahead of the store, per stream and per connection.
-const STREAM_WINDOW: u32 = 2 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Calls that one connection may have under way.
+const STREAMS: u32 = 64;
+/// HTTP/2 windows: how much a client may send ahead of the store. A connection's holds that of all its streams: puts that wait for memory
+/// must not keep the bytes of those that have it from coming.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
 /// Large frames: an upload of 16 MiB in frames of 16 KiB is a thousand of them.
 const FRAME: u32 = 1 << 20;
 
@@ -51,7 +54,7 @@ pub async fn serve(store: StorageClient, listener: TcpListener, shutdown: impl F
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
-        .max_concurrent_streams(256)
+        .max_concurrent_streams(STREAMS)
         .http2_max_header_list_size(16 << 10)
         .http2_max_pending_accept_reset_streams(Some(20))
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
@@ -194,7 +197,7 @@ impl FlightService for Flight {
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
         let (key, ticket) = Wanted::parse(&request.into_inner().ticket).map_err(|e| of_wire(&e))?;
         let reader = self.store.read(&key, ticket.version, &ticket.slice).await.map_err(of_store)?;
-        Ok(Response::new(get::messages(reader).boxed()))
+        Ok(Response::new(get::messages(&self.store, reader).boxed()))
     }
 
     async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {

@@ -70,7 +70,7 @@ impl Behind {
 
     /// Bytes that wait.
     pub fn bytes(&self) -> u64 {
-        self.waiting.lock().values().map(|w| w.part.payload.len()).sum()
+        self.waiting.lock().values().map(|w| w.part.len()).sum()
     }
 
     /// Puts waiting records into a page of the catalog, which covers keys of `prefix` after `after` up to `end`.
@@ -105,21 +105,29 @@ async fn write(inner: &Arc<Inner>, key: &Key) -> Result<(), StoreError> {
     };
     let write_id = record.write_id.clone();
     let data = record.data()?.clone();
+    let payload = part
+        .verified()
+        .map_err(|_| StoreError::Corrupt(format!("tensor {key} in memory, not written yet: its checksum does not match")))?;
     let mut sink = None;
     if data.spec.nbytes() <= INLINE_BYTES {
-        record.parts[0].inline = Some(part.payload.clone().into_bytes().to_vec());
+        record.parts[0].inline = Some(payload.into_bytes().to_vec());
     } else {
         let chain = data.codec.as_ref().map_or_else(|| Ok(inner.options.codec.clone()), |text| text.parse())?;
         let home = inner.place(key, &data.spec, record.consistency)?;
         let chunks = ChunkSink::begin(inner, home, key, &write_id, &data.spec, chain, Durability::Logged)?;
-        record.parts[0].copies = vec![chunks.store_all(part.payload.pieces()).await?];
+        let stored = chunks.store_all(payload.pieces()).await;
+        if stored.is_err() {
+            // It is tried again from the start, unless it is deleted meanwhile.
+            upkeep::sweep(inner, &chunks.home, &write_id).await?;
+        }
+        record.parts[0].copies = vec![stored?];
         sink = Some(chunks);
     }
     let turn = inner.lock(key).await;
     if inner.behind.record(key).is_some_and(|waiting| waiting.write_id == write_id) {
         inner.append(&mut record, Durability::Logged).await?;
-        inner.behind.remove(key, Some(&write_id));
         inner.hot.insert(&write_id, part);
+        inner.behind.remove(key, Some(&write_id));
     } else if let Some(sink) = sink {
         drop(turn);
         upkeep::sweep(inner, &sink.home, &write_id).await?;

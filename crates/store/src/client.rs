@@ -30,6 +30,12 @@ use crate::{StoreError, upkeep};
 /// Stripes of the key locks: commits of different keys rarely meet.
 const STRIPES: usize = 256;
 
+/// Records that a listing reads at once; each may have a table of many chunks.
+const LIST_RECORDS: usize = 100;
+
+/// Bytes of keys and attributes after which a page of a listing ends, even before its limit.
+const LIST_BYTES: usize = 4 << 20;
+
 /// How a store is set up.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -89,6 +95,8 @@ pub struct WriteOptions {
     pub consistency: Option<Consistency>,
     /// What must hold of the key.
     pub condition: Option<Condition>,
+    /// Bytes of memory the caller needs besides, for as long as the put runs: reserved together with the writer's own.
+    pub scratch: u64,
 }
 
 /// The engine. Clones are one store.
@@ -212,12 +220,19 @@ impl StorageClient {
 
     /// Reads `key`, or a box of it. With `version`, any other version is refused.
     pub async fn read(&self, key: &Key, version: Option<u64>, slice: &BTreeMap<String, [u64; 2]>) -> Result<Reader, StoreError> {
-        let (record, pin) = self.inner.pinned(key)?;
+        let (record, pin, memory) = loop {
+            let (record, pin) = self.inner.pinned(key)?;
+            let memory = self.inner.behind.part(&record.key, &record.write_id).or_else(|| self.inner.hot.get(&record.write_id));
+            // Written behind since it was looked up: its record now says where it lies.
+            if memory.is_some() || !record.waits() {
+                break (record, pin, memory);
+            }
+        };
         if version.is_some_and(|wanted| wanted != record.version) {
             return Err(StoreError::Stale(format!("{key} has version {}, not the one asked for; ask again", record.version)));
         }
         let wanted = region(&record.data()?.spec, slice.iter().map(|(name, range)| (name.as_str(), *range)))?;
-        Reader::open(self.inner.clone(), record, pin, wanted).await
+        Reader::open(self.inner.clone(), record, pin, memory, wanted).await
     }
 
     /// The whole of `key`: what it is, and its bytes.
@@ -256,17 +271,20 @@ impl StorageClient {
     pub fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<(Vec<Entry>, Option<String>), StoreError> {
         let now = self.inner.now();
         let (mut entries, mut cursor) = (Vec::new(), after.map(String::from));
+        let (limit, mut bytes) = (limit.max(1), 0);
         loop {
-            let mut page = self.inner.catalog.records(prefix, cursor.as_deref(), limit.min(1000))?;
-            let last = page.len() < limit.min(1000);
+            let mut page = self.inner.catalog.records(prefix, cursor.as_deref(), limit.min(LIST_RECORDS))?;
+            let last = page.len() < limit.min(LIST_RECORDS);
             let end = page.last().map(|record| record.key.to_string());
             self.inner.behind.merge(&mut page, prefix, cursor.as_deref(), end.as_deref().filter(|_| !last));
             for record in page {
                 if record.alive(now) {
-                    if entries.len() == limit {
+                    if entries.len() == limit || bytes > LIST_BYTES {
                         return Ok((entries, cursor));
                     }
-                    entries.push(self.inner.entry(&record)?);
+                    let entry = self.inner.entry(&record)?;
+                    bytes += entry.key.len() + entry.attributes.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+                    entries.push(entry);
                 }
                 cursor = Some(record.key.to_string());
             }
@@ -310,6 +328,11 @@ impl StorageClient {
     /// The ledger of memory, for those who hold tensor bytes outside the store.
     pub fn ledger(&self) -> &Ledger {
         &self.inner.ledger
+    }
+
+    /// Whether whoever is slow should be cut off: requests wait for memory, or the store is draining.
+    pub fn pressed(&self) -> bool {
+        self.inner.ledger.pressed() || self.inner.stopping.load(Ordering::SeqCst)
     }
 
     /// Sets memory aside, evicting from the hot tier where needed.
@@ -381,7 +404,7 @@ impl Inner {
     pub fn entry(&self, record: &TensorRecord) -> Result<Entry, StoreError> {
         let part = record.data()?;
         let home = part.copies.first();
-        let waiting = home.is_none() && part.inline.is_none();
+        let waiting = record.waits();
         let backend = match home {
             Some(copy) => copy.backend.clone(),
             None if waiting => "memory".to_string(),

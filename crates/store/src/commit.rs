@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sira_backend::{BackendError, Durability, PutMode, PutOptions, PutOutcome};
-use sira_wire::{Condition, Key};
+use sira_wire::{Code, Condition, Key};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::catalog::Garbage;
@@ -68,8 +68,15 @@ impl Inner {
         Ok(alive.is_none())
     }
 
-    /// Removes `key`; false where there was none.
+    /// Removes `key`; false where there was none. A caller that goes away does not stop it half-way.
     pub async fn delete(self: &Arc<Self>, key: &Key, version: Option<u64>) -> Result<bool, StoreError> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let (inner, key) = (self.clone(), key.clone());
+        self.seams.spawner.spawn(Box::pin(async move { drop(sender.send(inner.delete_now(&key, version).await)) }));
+        receiver.await.unwrap_or_else(|_| Err(StoreError::Internal("a task that deletes has died".into())))
+    }
+
+    async fn delete_now(self: &Arc<Self>, key: &Key, version: Option<u64>) -> Result<bool, StoreError> {
         let turn = self.lock(key).await;
         let Some(current) = self.current(key)?.filter(|record| record.alive(self.now())) else { return Ok(false) };
         check(key, Some(&current), version.map(Condition::Version))?;
@@ -82,8 +89,9 @@ impl Inner {
     /// Puts a tombstone over `current`, whose key the caller has locked, and gives back the room it takes unless it is being read.
     pub async fn bury(self: &Arc<Self>, current: TensorRecord) -> Result<(), StoreError> {
         let key = current.key.clone();
-        // What was never written behind needs no tombstone; what it was to replace does.
-        if let Some(stored) = self.catalog.record(&key)?.filter(|stored| !stored.tombstone) {
+        let stored = self.catalog.record(&key)?;
+        // What was never written behind gets a tombstone as well: it keeps the count of versions.
+        if self.behind.record(&key).is_some() || stored.as_ref().is_some_and(|stored| !stored.tombstone) {
             let mut tombstone = TensorRecord {
                 tombstone: true,
                 created_ms: self.now(),
@@ -92,8 +100,18 @@ impl Inner {
                 parts: Vec::new(),
                 ..current.clone()
             };
-            self.append(&mut tombstone, crate::write::durability(current.consistency)).await?;
-            if let Err(error) = upkeep::collect(self, &stored.write_id).await {
+            match (self.append(&mut tombstone, crate::write::durability(current.consistency)).await, &stored) {
+                // No room even for a tombstone: without one, so that deleting makes room.
+                (Err(error), Some(stored)) if error.code() == Code::OutOfSpace => {
+                    self.catalog.forget(stored, &Garbage::of(stored, None))?;
+                    self.hot.remove(&stored.write_id);
+                }
+                (result, _) => result?,
+            }
+            self.behind.remove(&key, None);
+            if let Some(stored) = stored
+                && let Err(error) = upkeep::collect(self, &stored.write_id).await
+            {
                 tracing::warn!(%error, %key, "what a deleted tensor took is collected later");
             }
         }
@@ -104,22 +122,31 @@ impl Inner {
     /// Makes `record` the next record of its key. The caller holds the key's lock and has set the version.
     pub async fn append(self: &Arc<Self>, record: &mut TensorRecord, durability: Durability) -> Result<(), StoreError> {
         let tier = self.record_tier()?;
-        let mut stored = self.catalog.record(&record.key)?;
+        // What this record replaces: the one in the index, and any that this node had not heard of, of a commit that was cut off or of
+        // another node. All of it becomes garbage in the step that makes this record the latest, and not before.
+        let mut replaced: Vec<TensorRecord> = self.catalog.record(&record.key)?.into_iter().collect();
+        let mut collected = false;
         loop {
-            record.generation = stored.as_ref().map_or(0, |stored| stored.generation) + 1;
-            // A record this node had not heard of, of a commit that was cut off or of another node, came first.
-            let Some(other) = create(&tier, record, durability).await? else { break };
-            record.version = record.version.max(other.version + u64::from(!record.tombstone));
-            self.adopt(&other, stored.as_ref()).await?;
-            stored = Some(other);
+            record.generation = replaced.last().map_or(0, |last| last.generation) + 1;
+            match create(&tier, record, durability).await {
+                Ok(None) => break,
+                Ok(Some(other)) => {
+                    record.version = record.version.max(other.version + u64::from(!record.tombstone));
+                    replaced.push(other);
+                }
+                Err(error) if error.code() == Code::OutOfSpace && !collected => {
+                    collected = true;
+                    upkeep::collect_garbage(self).await?;
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let garbage = stored.as_ref().map(|old| Garbage::of(old, Some(record)));
-        if let Err(error) = self.index(record, stored.as_ref().zip(garbage.as_ref()), durability).await {
+        if let Err(error) = self.index(record, &replaced, durability).await {
             // Not in the index: take the record back, so that a failed put stays invisible after a restart too.
             drop(tier.backend.delete(&record.name()).await);
             return Err(error);
         }
-        if let Some(old) = stored {
+        for old in &replaced {
             self.hot.remove(&old.write_id);
             self.nudge.notify_one();
         }
@@ -127,19 +154,14 @@ impl Inner {
     }
 
     /// Takes a record found in the record backend into the index.
-    pub async fn adopt(&self, record: &TensorRecord, replaced: Option<&TensorRecord>) -> Result<(), StoreError> {
-        let garbage = replaced.map(|old| Garbage::of(old, Some(record)));
-        self.index(record, replaced.zip(garbage.as_ref()), Durability::Logged).await
+    pub async fn adopt(&self, record: &TensorRecord, replaced: Option<TensorRecord>) -> Result<(), StoreError> {
+        self.index(record, &Vec::from_iter(replaced), Durability::Logged).await
     }
 
-    async fn index(
-        &self,
-        record: &TensorRecord,
-        replaced: Option<(&TensorRecord, &Garbage)>,
-        durability: Durability,
-    ) -> Result<(), StoreError> {
+    async fn index(&self, record: &TensorRecord, replaced: &[TensorRecord], durability: Durability) -> Result<(), StoreError> {
         let forget = record.tombstone.then(|| record.created_ms + self.options.tombstone_grace.as_millis() as u64);
-        self.catalog.commit(record, replaced, record.expires_ms.or(forget), durability == Durability::Durable).await
+        let garbage = replaced.iter().map(|old| (old.write_id.as_str(), Garbage::of(old, Some(record)))).collect::<Vec<_>>();
+        self.catalog.commit(record, &garbage, record.expires_ms.or(forget), durability == Durability::Durable).await
     }
 }
 
@@ -151,7 +173,7 @@ async fn create(tier: &Tier, record: &TensorRecord, durability: Durability) -> R
         Ok(PutOutcome::Written) => Ok(None),
         Ok(PutOutcome::Exists) => found(tier, record, &name).await,
         // It may have been written all the same: what is there decides.
-        Err(error @ BackendError::Unavailable { .. }) => match tier.backend.get(&name, None).await {
+        Err(error @ BackendError::Unavailable { .. }) if tier.backend.capabilities().shared => match tier.backend.get(&name, None).await {
             Ok(Some(_)) => found(tier, record, &name).await,
             _ => Err(tier.failed(error)),
         },

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 use sira_backend::Payload;
-use xxhash_rust::xxh3::{Xxh3, Xxh3DefaultBuilder};
+use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_64};
 
 use crate::ledger::{Ledger, Reservation};
 
@@ -16,37 +16,46 @@ const LARGEST_SHARE: u64 = 4;
 /// A raw part in memory, with the memory it has reserved.
 #[derive(Debug)]
 pub struct HotPart {
-    /// The bytes, row-major.
-    pub payload: Payload,
-    /// XXH3-64 of them, taken when they came in.
-    checksum: u64,
+    payload: Payload,
+    /// XXH3-64 of each piece, taken when it came in.
+    checksums: Vec<u64>,
     _reservation: Reservation,
 }
 
 impl HotPart {
-    /// Takes the checksum of `payload`, whose memory is `reservation`.
+    /// Takes the checksums of `payload`, whose memory is `reservation`.
     pub fn new(payload: Payload, reservation: Reservation) -> HotPart {
-        HotPart { checksum: checksum(&payload), payload, _reservation: reservation }
+        let checksums = payload.pieces().iter().map(|piece| xxh3_64(piece)).collect();
+        HotPart { payload, checksums, _reservation: reservation }
     }
 
-    /// Whether the bytes are still those that came in.
-    pub fn intact(&self) -> bool {
-        checksum(&self.payload) == self.checksum
+    /// Bytes of the part.
+    pub fn len(&self) -> u64 {
+        self.payload.len()
+    }
+
+    /// Piece `index` of the bytes, row-major, verified; `None` after the last.
+    pub fn piece(&self, index: usize) -> Option<Result<&bytes::Bytes, Damaged>> {
+        let piece = self.payload.pieces().get(index)?;
+        Some(if xxh3_64(piece) == self.checksums[index] { Ok(piece) } else { Err(Damaged) })
+    }
+
+    /// All bytes, verified.
+    pub fn verified(&self) -> Result<Payload, Damaged> {
+        (0..).map_while(|index| self.piece(index)).map(|piece| piece.cloned()).collect()
     }
 }
 
-fn checksum(payload: &Payload) -> u64 {
-    let mut hash = Xxh3::new();
-    payload.pieces().iter().for_each(|piece| hash.update(piece));
-    hash.digest()
-}
+/// Memory no longer holds what was put there.
+#[derive(Debug)]
+pub struct Damaged;
 
 #[derive(Clone)]
 struct Bytes;
 
 impl Weighter<String, Arc<HotPart>> for Bytes {
     fn weight(&self, _: &String, part: &Arc<HotPart>) -> u64 {
-        part.payload.len().max(1)
+        part.len().max(1)
     }
 }
 
@@ -71,9 +80,19 @@ impl HotTier {
         HotTier { cache, limit, ledger, evicting: Mutex::new(()) }
     }
 
-    /// Memory for a part that is to be kept, if it may be and the ledger has it; makes room among colder parts.
+    /// Whether a part of `bytes` may be kept at all.
+    pub fn takes(&self, bytes: u64) -> bool {
+        bytes <= self.limit / LARGEST_SHARE
+    }
+
+    /// Memory for `bytes` of a part that is to be kept, if the ledger has it; makes room among colder parts.
     pub fn admit(&self, bytes: u64) -> Option<Reservation> {
-        if bytes > self.limit / LARGEST_SHARE {
+        if !self.takes(bytes) {
+            return None;
+        }
+        // What is only nice to have leaves half of the memory to those who need it.
+        let busy = self.ledger.used().saturating_sub(self.cache.weight());
+        if busy + bytes > self.ledger.limit() / 2 {
             return None;
         }
         let over = (self.cache.weight() + bytes).saturating_sub(self.limit);
@@ -126,7 +145,7 @@ impl HotTier {
     /// Parts here whose bytes are no longer those that came in: they are dropped, and named.
     pub fn scrub(&self) -> Vec<String> {
         let parts: Vec<_> = self.cache.iter().collect();
-        let bad: Vec<String> = parts.into_iter().filter(|(_, part)| !part.intact()).map(|(id, _)| id).collect();
+        let bad: Vec<String> = parts.into_iter().filter(|(_, part)| part.verified().is_err()).map(|(id, _)| id).collect();
         bad.iter().for_each(|id| self.remove(id));
         bad
     }

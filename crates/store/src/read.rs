@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::StoreError;
 use crate::client::{Inner, Tier};
-use crate::hot::HotPart;
+use crate::hot::{Damaged, HotPart};
 use crate::ledger::Reservation;
 use crate::pins::Pin;
 use crate::record::{PartCopy, TensorRecord, chunk_name};
@@ -40,7 +40,14 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub(crate) async fn open(inner: Arc<Inner>, record: TensorRecord, pin: Pin, wanted: Region) -> Result<Reader, StoreError> {
+    /// `memory`: the part, where it lies in memory.
+    pub(crate) async fn open(
+        inner: Arc<Inner>,
+        record: TensorRecord,
+        pin: Pin,
+        memory: Option<Arc<HotPart>>,
+        wanted: Region,
+    ) -> Result<Reader, StoreError> {
         let part = record.data()?.clone();
         let (_, extents) = origin_and_shape(&wanted);
         let whole = extents == part.spec.shape();
@@ -49,20 +56,20 @@ impl Reader {
             .with_attributes(part.spec.attributes().clone())?;
         // What goes onto the wire is copied into a message, and two are under way.
         let wire = 2 * spec.nbytes().min(4 << 20);
-        let memory = inner.behind.part(&record.key, &record.write_id).or_else(|| inner.hot.get(&record.write_id));
         let counters = &inner.counters;
         if memory.is_some() { &counters.hits } else { &counters.misses }.fetch_add(1, Ordering::Relaxed);
         let (pieces, working, keep) = if let Some(hot) = memory {
-            (from_memory(hot, &part.spec, wanted, whole), inner.reserve(wire).await?, None)
+            (from_memory(&inner, &record, hot, wanted, whole)?, inner.reserve(wire).await?, None)
         } else if part.inline.is_some() {
             let working = inner.reserve(wire + INLINE_BYTES).await?;
-            let reservation = inner.hot.admit(part.spec.nbytes());
             let bytes = inline(&inner, &record).await?;
-            let hot = Arc::new(HotPart::new(bytes.into(), reservation.unwrap_or(inner.reserve(0).await?)));
-            if part.spec.nbytes() > 0 && part.spec.nbytes() <= inner.hot.limit() {
+            let reservation = inner.hot.admit(part.spec.nbytes()).filter(|_| !bytes.is_empty());
+            let keep = reservation.is_some();
+            let hot = Arc::new(HotPart::new(bytes.into(), reservation.unwrap_or_default()));
+            if keep {
                 inner.hot.insert(&record.write_id, hot.clone());
             }
-            (from_memory(hot, &part.spec, wanted, whole), working, None)
+            (from_memory(&inner, &record, hot, wanted, whole)?, working, None)
         } else {
             let copy = part.copies.first().cloned();
             let copy = copy.ok_or_else(|| StoreError::Corrupt(format!("tensor {}: its record names no copy", record.key)))?;
@@ -70,8 +77,8 @@ impl Reader {
             let chunk = source.grid.region_bytes(&source.grid.cell(0));
             let slab = source.grid.slab_bytes().min(spec.nbytes());
             let working = inner.reserve(wire + WIDTH as u64 * (slab + 2 * WIDTH as u64 * chunk)).await?;
-            let keep = whole.then(|| inner.hot.admit(part.spec.nbytes())).flatten();
-            let keep = keep.map(|reservation| (record.write_id.clone(), Payload::default(), reservation));
+            let keep = (whole && inner.hot.takes(part.spec.nbytes()))
+                .then(|| (record.write_id.clone(), Payload::default(), Reservation::default()));
             // A packed part is cut as flat bytes, and always read whole.
             let wanted = if whole { source.grid.shape().iter().map(|&extent| 0..extent).collect() } else { wanted };
             (source.stream(wanted), working, keep)
@@ -103,8 +110,14 @@ impl Reader {
             .checked_sub(piece.len() as u64)
             .ok_or_else(|| StoreError::Internal("a read gave more bytes than its box has".into()))?;
         self.inner.counters.get_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
-        if let Some((_, payload, _)) = &mut self.keep {
-            payload.push(piece.clone());
+        if let Some((_, payload, reservation)) = &mut self.keep {
+            match self.inner.hot.admit(piece.len() as u64) {
+                Some(more) => {
+                    reservation.absorb(more);
+                    payload.push(piece.clone());
+                }
+                None => self.keep = None,
+            }
         }
         if self.missing == 0
             && let Some((write_id, payload, reservation)) = self.keep.take()
@@ -116,7 +129,7 @@ impl Reader {
 }
 
 /// The bytes of an inline part: the catalog's copy of the record leaves them out.
-async fn inline(inner: &Inner, record: &TensorRecord) -> Result<Vec<u8>, StoreError> {
+pub(crate) async fn inline(inner: &Inner, record: &TensorRecord) -> Result<Vec<u8>, StoreError> {
     if record.data()?.spec.nbytes() == 0 {
         return Ok(Vec::new());
     }
@@ -135,23 +148,44 @@ async fn inline(inner: &Inner, record: &TensorRecord) -> Result<Vec<u8>, StoreEr
     }
 }
 
-/// The box `wanted` of a part that lies in memory.
-fn from_memory(part: Arc<HotPart>, spec: &TensorSpec, wanted: Region, whole: bool) -> BoxStream<'static, Result<Bytes, StoreError>> {
+/// The box `wanted` of a part that lies in memory. Every piece of memory is verified before a byte of it leaves; one that is damaged is
+/// an error, and the part is forgotten, so that the next get reads it from its home.
+fn from_memory(
+    inner: &Arc<Inner>,
+    record: &TensorRecord,
+    part: Arc<HotPart>,
+    wanted: Region,
+    whole: bool,
+) -> Result<BoxStream<'static, Result<Bytes, StoreError>>, StoreError> {
+    let spec = record.data()?.spec.clone();
+    let (inner, write_id, key) = (inner.clone(), record.write_id.clone(), record.key.clone());
+    let damaged = move |Damaged| {
+        inner.hot.remove(&write_id);
+        inner.counters.corrupt.fetch_add(1, Ordering::Relaxed);
+        StoreError::Corrupt(format!("tensor {key} in memory: its checksum does not match"))
+    };
     if whole {
-        let pieces: Vec<_> = part.payload.pieces().iter().cloned().map(Ok).collect();
-        return futures::stream::iter(pieces).boxed();
+        let mut index = 0;
+        let pieces = std::iter::from_fn(move || {
+            let piece = part.piece(index)?.cloned().map_err(&damaged);
+            index += 1;
+            Some(piece)
+        });
+        return Ok(futures::stream::iter(pieces).boxed());
     }
     let item = spec.dtype().item_size().unwrap_or(1) as u64;
     let (run, begins) = runs(spec.shape(), item, &wanted);
     let mut begins = begins.peekable();
-    let mut cursor = Cursor { part, piece: 0, offset: 0 };
+    let mut cursor = Cursor { part, next: 0, piece: Bytes::new(), offset: 0 };
     let mut within = 0;
     let pieces = std::iter::from_fn(move || {
         let mut piece = Vec::new();
         while (piece.len() as u64) < PIECE {
             let Some(&begin) = begins.peek() else { break };
             let take = (run - within).min(PIECE - piece.len() as u64);
-            cursor.append(&mut piece, begin + within, take as usize);
+            if let Err(error) = cursor.append(&mut piece, begin + within, take as usize) {
+                return Some(Err(damaged(error)));
+            }
             within += take;
             if within == run {
                 within = 0;
@@ -160,37 +194,37 @@ fn from_memory(part: Arc<HotPart>, spec: &TensorSpec, wanted: Region, whole: boo
         }
         (!piece.is_empty()).then(|| Ok(Bytes::from(piece)))
     });
-    futures::stream::iter(pieces).boxed()
+    Ok(futures::stream::iter(pieces).boxed())
 }
 
 /// A place in a part that only moves forward: a slice may have millions of runs.
 struct Cursor {
     part: Arc<HotPart>,
-    piece: usize,
-    /// Where the piece begins.
+    /// The piece after the present one.
+    next: usize,
+    /// The present piece, and where it begins.
+    piece: Bytes,
     offset: u64,
 }
 
 impl Cursor {
     /// Appends `len` bytes from `begin` on, which is at or after every byte appended before.
-    fn append(&mut self, target: &mut Vec<u8>, begin: u64, len: usize) {
+    fn append(&mut self, target: &mut Vec<u8>, begin: u64, len: usize) -> Result<(), Damaged> {
         let (mut begin, mut left) = (begin, len);
-        while let Some(piece) = self.part.payload.pieces().get(self.piece) {
-            let end = self.offset + piece.len() as u64;
+        while left > 0 {
+            let end = self.offset + self.piece.len() as u64;
             if begin >= end {
-                self.offset = end;
-                self.piece += 1;
+                let Some(piece) = self.part.piece(self.next) else { return Ok(()) };
+                (self.piece, self.offset, self.next) = (piece?.clone(), end, self.next + 1);
                 continue;
             }
             let take = left.min((end - begin) as usize);
             let from = (begin - self.offset) as usize;
-            target.extend_from_slice(&piece[from..from + take]);
+            target.extend_from_slice(&self.piece[from..from + take]);
             begin += take as u64;
             left -= take;
-            if left == 0 {
-                return;
-            }
         }
+        Ok(())
     }
 }
 

@@ -99,6 +99,11 @@ impl TensorRecord {
         !self.tombstone && self.expires_ms.is_none_or(|at| now_ms < at)
     }
 
+    /// Whether the contents are only in memory so far.
+    pub fn waits(&self) -> bool {
+        self.parts.iter().any(|part| part.copies.is_empty() && part.inline.is_none())
+    }
+
     /// The part named [`DATA`].
     pub fn data(&self) -> Result<&Part, StoreError> {
         let part = self.parts.iter().find(|part| part.name == DATA);

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use sira_backend::{PutMode, PutOptions, PutOutcome, Survives};
+use sira_backend::name::unescape;
+use sira_backend::{BackendError, PutMode, PutOptions, PutOutcome, Survives};
+use sira_wire::{Code, Key};
 
 use crate::catalog::Garbage;
 use crate::client::Inner;
@@ -15,12 +17,27 @@ const STORE_ID: &str = "m/store";
 /// Names looked at in one go.
 const PAGE: usize = 1000;
 
-/// Finishes what a crash left open: call before anything else.
+/// Matches the index with the records, and finishes what a crash left open: call before anything else.
 pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<(), StoreError> {
-    let id = store_id(inner).await?;
-    if inner.catalog.store_id()?.as_deref() != Some(&id) {
-        rebuild(inner).await?;
-        inner.catalog.set_store_id(&id)?;
+    let known = inner.catalog.store_id()?;
+    match store_id(inner).await {
+        Ok(id) if known.as_deref() == Some(&id) => {}
+        Ok(id) => {
+            // Another store's records, or none yet: what is indexed here is not theirs.
+            inner.catalog.clear()?;
+            inner.catalog.set_store_id(&id)?;
+        }
+        // One damaged block must not keep all the rest from being read.
+        Err(error) if error.code() == Code::Corrupt && known.is_some() => {
+            tracing::error!(%error, "the backend does not say whose records it has")
+        }
+        Err(error) => return Err(error),
+    }
+    match reconcile(inner).await {
+        Err(error) if error.code() == Code::Corrupt && known.is_some() => {
+            tracing::error!(%error, "records cannot be listed; the index stays as it is");
+        }
+        result => result?,
     }
     for (write_id, intent) in inner.catalog.intents()? {
         resolve(inner, &write_id, &intent.key, &intent.backend).await?;
@@ -31,6 +48,9 @@ pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<(), StoreError> {
 /// The id of the store in the record backend; a new one is given where there is none.
 async fn store_id(inner: &Arc<Inner>) -> Result<Vec<u8>, StoreError> {
     let tier = inner.record_tier()?;
+    if let Some(found) = tier.backend.get(STORE_ID, None).await.map_err(|e| tier.failed(e))? {
+        return Ok(found.to_vec());
+    }
     let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
     let id = inner.seams.write_id().into_bytes();
     let outcome = tier.backend.put(STORE_ID, id.clone().into(), options).await.map_err(|e| tier.failed(e))?;
@@ -41,16 +61,28 @@ async fn store_id(inner: &Arc<Inner>) -> Result<Vec<u8>, StoreError> {
     Ok(found.map(|bytes| bytes.to_vec()).unwrap_or(id))
 }
 
-/// Reads all records of the record backend into an index that is missing, or another store's. The last record of a key wins;
-/// those before it are garbage.
-async fn rebuild(inner: &Arc<Inner>) -> Result<(), StoreError> {
+/// Takes every record that the index does not have, or has an older one of: the records are the truth, and the index may have lost the end of its
+/// log. Only names are read where the index is right.
+async fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     let tier = inner.record_tier()?;
-    let (mut after, mut count) = (None::<String>, 0u64);
+    let (mut after, mut taken) = (None::<String>, 0u64);
     loop {
         let names = tier.backend.list_keys(RECORDS, after.as_deref(), PAGE).await.map_err(|e| tier.failed(e))?;
         for name in &names {
-            let Some(bytes) = tier.backend.get(name, None).await.map_err(|e| tier.failed(e))? else { continue };
-            let record = match TensorRecord::from_bytes(&format!("{name} in {}", tier.name), &bytes) {
+            // Names of a key end in its generation, so that they come in order, and the last one wins.
+            if let Some((key, generation)) = record_of(name)
+                && inner.catalog.record(&key)?.is_some_and(|record| record.generation >= generation)
+            {
+                continue;
+            }
+            let place = format!("{name} in {}", tier.name);
+            let record = match tier.backend.get(name, None).await {
+                Ok(Some(bytes)) => TensorRecord::from_bytes(&place, &bytes),
+                Ok(None) => continue,
+                Err(BackendError::Corrupt(reason)) => Err(StoreError::Corrupt(format!("record {place}: {reason}"))),
+                Err(error) => return Err(tier.failed(error)),
+            };
+            let record = match record {
                 Ok(record) => record,
                 Err(error @ StoreError::Corrupt(_)) => {
                     tracing::error!(%error, "skipped");
@@ -58,20 +90,32 @@ async fn rebuild(inner: &Arc<Inner>) -> Result<(), StoreError> {
                 }
                 Err(error) => return Err(error),
             };
-            // Names of a key end in its generation, so that they come in order.
-            let before = inner.catalog.record(&record.key)?.filter(|before| before.generation < record.generation);
-            inner.adopt(&record, before.as_ref()).await?;
-            count += 1;
+            let before = inner.catalog.record(&record.key)?;
+            if before.as_ref().is_none_or(|before| before.generation < record.generation) {
+                inner.adopt(&record, before).await?;
+                taken += 1;
+            }
         }
         match names.last() {
             Some(last) if names.len() == PAGE => after = Some(last.clone()),
             _ => break,
         }
     }
-    if count > 0 {
-        tracing::info!(records = count, backend = tier.name, "index rebuilt");
+    if taken > 0 {
+        tracing::info!(records = taken, backend = tier.name, "taken into the index");
     }
     Ok(())
+}
+
+/// The key and generation that a record's name tells of; `None` where the name was cut.
+fn record_of(name: &str) -> Option<(Key, u64)> {
+    let (key, generation) = name.strip_prefix(RECORDS)?.rsplit_once("/!")?;
+    let (namespace, rest) = key.split_once('/')?;
+    let text = |escaped: &str| String::from_utf8(unescape(escaped)?).ok();
+    let key: Key = format!("{}/{}", text(namespace)?, text(rest)?).parse().ok()?;
+    let generation = u64::from_str_radix(generation, 16).ok()?;
+    // A name that was cut reads as another key.
+    (name.rsplit_once("/!")?.0 == record_prefix(&key)).then_some((key, generation))
 }
 
 /// Decides an unfinished write: if its record was written it counts, otherwise its chunks go.
@@ -84,7 +128,7 @@ async fn resolve(inner: &Arc<Inner>, write_id: &str, key: &str, backend: &str) -
     if let Some(bytes) = tier.backend.get(&name, None).await.map_err(|e| tier.failed(e))? {
         let record = TensorRecord::from_bytes(&format!("{name} in {}", tier.name), &bytes)?;
         if record.write_id == write_id {
-            return inner.adopt(&record, stored.as_ref()).await;
+            return inner.adopt(&record, stored).await;
         }
     }
     upkeep::sweep(inner, &*inner.tier(backend)?, write_id).await
@@ -110,5 +154,23 @@ fn forget_lost(inner: &Arc<Inner>) -> Result<(), StoreError> {
             Some(last) if page.len() == PAGE => after = Some(last.key.to_string()),
             _ => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_records_tell_their_keys() {
+        let longest = format!("ns/{}", "x".repeat(512));
+        for text in ["ns/k", "a b/c/d//é", "@=:/!_z", &longest] {
+            let key: Key = text.parse().unwrap();
+            let name = format!("{}/!{:016x}", record_prefix(&key), 77);
+            assert_eq!(record_of(&name), Some((key, 77)));
+        }
+        let cut: Key = format!("ns/{}", "é".repeat(256)).parse().unwrap();
+        assert_eq!(record_of(&format!("{}/!{:016x}", record_prefix(&cut), 1)), None);
+        assert_eq!(record_of("r/ns"), None);
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::Serialize;
+use sira_wire::Key;
 use tokio::time::Instant;
 
 use crate::StoreError;
 use crate::client::{Inner, Tier};
-use crate::read::ChunkSource;
-use crate::record::{CHUNKS, chunk_name};
+use crate::read::{ChunkSource, inline};
+use crate::record::{CHUNKS, TensorRecord, chunk_name};
 use crate::seams::write_id_ms;
 
 /// Names, keys or pieces of garbage looked at in one go.
@@ -18,10 +19,10 @@ const PAGE: usize = 1000;
 
 /// Starts the background work, which ends with the store.
 pub(crate) fn spawn(inner: &Arc<Inner>) {
+    spawn_scrubs(inner);
     let (weak, nudge, interval) = (Arc::downgrade(inner), inner.nudge.clone(), inner.options.reap_interval);
     inner.seams.spawner.spawn(Box::pin(async move {
         let mut reaped = Instant::now();
-        let mut scrubbed = reaped;
         loop {
             drop(tokio::time::timeout(interval, nudge.notified()).await);
             // Held while waiting, the store would never end.
@@ -35,13 +36,21 @@ pub(crate) fn spawn(inner: &Arc<Inner>) {
             }
             log("write behind", crate::behind::write_all(&inner).await);
             log("garbage", collect_garbage(&inner).await);
-            if inner.options.scrub_interval.is_some_and(|every| scrubbed.elapsed() >= every) {
-                scrubbed = Instant::now();
-                match scrub(&inner).await {
-                    Ok(report) if report.bad.is_empty() => tracing::info!(?report, "scrub"),
-                    Ok(report) => tracing::error!(?report, "scrub found damage"),
-                    Err(error) => tracing::warn!(%error, "scrub"),
-                }
+        }
+    }));
+}
+
+/// Scrubs on its own, beside the rest: it may take long.
+fn spawn_scrubs(inner: &Arc<Inner>) {
+    let (weak, Some(every)) = (Arc::downgrade(inner), inner.options.scrub_interval) else { return };
+    inner.seams.spawner.spawn(Box::pin(async move {
+        loop {
+            tokio::time::sleep(every).await;
+            let Some(inner) = weak.upgrade() else { return };
+            match scrub(&inner).await {
+                Ok(report) if report.bad.is_empty() => tracing::info!(?report, "scrub"),
+                Ok(report) => tracing::error!(?report, "scrub found damage"),
+                Err(error) => tracing::warn!(%error, "scrub"),
             }
         }
     }));
@@ -53,32 +62,43 @@ fn log<T>(what: &str, result: Result<T, StoreError>) {
     }
 }
 
-/// Buries what has expired, and forgets tombstones whose grace is over.
+/// Buries what has expired, and forgets tombstones whose grace is over. A key that fails does not hold up the others.
 pub(crate) async fn reap(inner: &Arc<Inner>) -> Result<(), StoreError> {
     loop {
         let due = inner.catalog.due(inner.now(), PAGE)?;
+        let mut done = 0;
         for (time, key, generation) in &due {
-            let _turn = inner.lock(key).await;
-            let stored = inner.catalog.record(key)?.filter(|record| record.generation == *generation);
-            let tombstone = stored.as_ref().is_some_and(|record| record.tombstone);
-            if let Some(record) = stored {
-                if tombstone {
-                    let tier = inner.record_tier()?;
-                    tier.backend.delete(&record.name()).await.map_err(|e| tier.failed(e))?;
-                } else if !record.alive(inner.now()) {
-                    // A weak put that waits over it has replaced it for readers; it will replace it on disk as well.
-                    if inner.behind.record(key).is_none() {
-                        inner.bury(record).await?;
-                        inner.counters.expired.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
+            match reap_one(inner, *time, key, *generation).await {
+                Ok(reaped) => done += usize::from(reaped),
+                Err(error) => tracing::warn!(%error, %key, "expiry failed; it is tried again"),
             }
-            inner.catalog.done(*time, key, tombstone)?;
         }
-        if due.len() < PAGE {
+        if due.len() < PAGE || done == 0 {
             return Ok(());
         }
     }
+}
+
+/// Does what was due for a key; false where that must wait.
+async fn reap_one(inner: &Arc<Inner>, time: u64, key: &Key, generation: u64) -> Result<bool, StoreError> {
+    let _turn = inner.lock(key).await;
+    // A weak put that waits over it has replaced it for readers; it will replace it on disk as well.
+    if inner.behind.record(key).is_some() {
+        return Ok(false);
+    }
+    let stored = inner.catalog.record(key)?.filter(|record| record.generation == generation);
+    let tombstone = stored.as_ref().is_some_and(|record| record.tombstone);
+    if let Some(record) = stored {
+        if tombstone {
+            let tier = inner.record_tier()?;
+            tier.backend.delete(&record.name()).await.map_err(|e| tier.failed(e))?;
+        } else if !record.alive(inner.now()) {
+            inner.bury(record).await?;
+            inner.counters.expired.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    inner.catalog.done(time, key, tombstone)?;
+    Ok(true)
 }
 
 /// Deletes what superseded records left, unless it is being read; says how many pieces went.
@@ -87,7 +107,10 @@ pub(crate) async fn collect_garbage(inner: &Arc<Inner>) -> Result<usize, StoreEr
     loop {
         let page = inner.catalog.garbage(&after, PAGE)?;
         for (write_id, _) in &page {
-            count += usize::from(collect(inner, write_id).await?);
+            match collect(inner, write_id).await {
+                Ok(collected) => count += usize::from(collected),
+                Err(error) => tracing::warn!(%error, write_id, "garbage stays; it is tried again"),
+            }
         }
         match page.last() {
             Some((last, _)) if page.len() == PAGE => after.clone_from(last),
@@ -110,7 +133,12 @@ pub(crate) async fn collect(inner: &Arc<Inner>, write_id: &str) -> Result<bool, 
     }
     if let Some(name) = &garbage.record {
         let tier = inner.record_tier()?;
-        tier.backend.delete(name).await.map_err(|e| tier.failed(e))?;
+        let stored = tier.backend.get(name, None).await.map_err(|e| tier.failed(e))?;
+        // A key whose count of generations began again may have another record of this name.
+        let others = stored.and_then(|bytes| TensorRecord::from_bytes(name, &bytes).ok()).is_some_and(|record| record.write_id != write_id);
+        if !others {
+            tier.backend.delete(name).await.map_err(|e| tier.failed(e))?;
+        }
     }
     inner.catalog.collected(write_id)?;
     Ok(true)
@@ -133,7 +161,7 @@ pub(crate) async fn sweep(inner: &Inner, tier: &Tier, write_id: &str) -> Result<
 /// What a scrub found.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ScrubReport {
-    /// Chunks whose bytes are as written.
+    /// Chunks and inline tensors whose bytes are as written.
     pub good: u64,
     /// What is wrong with each of the others.
     pub bad: Vec<String>,
@@ -144,12 +172,25 @@ pub struct ScrubReport {
 /// Reads every chunk of every record and compares checksums; collects old chunks that nothing names.
 pub(crate) async fn scrub(inner: &Arc<Inner>) -> Result<ScrubReport, StoreError> {
     let mut report = ScrubReport::default();
+    // Before the records are read: a write that commits meanwhile is found among them.
+    let mut candidates = Vec::new();
+    for tier in inner.all_tiers() {
+        candidates.extend(unnamed(inner, &tier).await?.into_iter().map(|write_id| (tier.clone(), write_id)));
+    }
     let mut named = HashSet::new();
     let mut after = None::<String>;
     loop {
         let page = inner.catalog.records("", after.as_deref(), PAGE)?;
         for record in &page {
             let _pin = inner.pins.pin(&record.write_id);
+            if record.parts.iter().any(|part| part.inline.is_some()) {
+                match inline(inner, record).await {
+                    Ok(_) => report.good += 1,
+                    Err(StoreError::Corrupt(_)) if changed(inner, record) => {}
+                    Err(StoreError::Corrupt(reason)) => report.bad.push(reason),
+                    Err(error) => return Err(error),
+                }
+            }
             for copy in record.parts.iter().flat_map(|part| &part.copies) {
                 named.insert(copy.write_id.clone());
                 let source = ChunkSource::new(inner, record, copy.clone())?;
@@ -171,30 +212,32 @@ pub(crate) async fn scrub(inner: &Arc<Inner>) -> Result<ScrubReport, StoreError>
         }
     }
     report.bad.extend(inner.hot.scrub().into_iter().map(|id| format!("write {id} in memory: its checksum does not match")));
-    for tier in inner.all_tiers() {
-        report.orphans += orphans(inner, &tier, &named).await?;
+    for (tier, write_id) in candidates.iter().filter(|(_, write_id)| !named.contains(write_id)) {
+        sweep(inner, tier, write_id).await?;
+        report.orphans += 1;
     }
     Ok(report)
 }
 
-fn changed(inner: &Inner, record: &crate::record::TensorRecord) -> bool {
+fn changed(inner: &Inner, record: &TensorRecord) -> bool {
     !matches!(inner.catalog.record(&record.key), Ok(Some(now)) if now.write_id == record.write_id)
 }
 
-/// Collects chunks of `tier` that no record names and no write in progress may still name.
-async fn orphans(inner: &Inner, tier: &Tier, named: &HashSet<String>) -> Result<u64, StoreError> {
-    let (mut after, mut count) = (None::<String>, 0);
+/// Old writes whose chunks lie in `tier` and which are neither under way nor garbage; a record may name them.
+async fn unnamed(inner: &Inner, tier: &Tier) -> Result<Vec<String>, StoreError> {
+    let (mut after, mut found) = (None::<String>, Vec::new());
     loop {
         let names = tier.backend.list_keys(CHUNKS, after.as_deref(), PAGE).await.map_err(|e| tier.failed(e))?;
-        let Some(first) = names.first() else { return Ok(count) };
-        let write_id = first[CHUNKS.len()..].split('/').next().unwrap_or_default().to_string();
-        let age = inner.now().saturating_sub(write_id_ms(&write_id).unwrap_or(u64::MAX));
-        let old = u128::from(age) > inner.options.orphan_age.as_millis();
-        if old && !named.contains(&write_id) && !inner.catalog.knows(&write_id)? {
-            sweep(inner, tier, &write_id).await?;
-            count += 1;
-        }
+        let mut ids: Vec<&str> = names.iter().filter_map(|name| name[CHUNKS.len()..].split('/').next()).collect();
+        ids.dedup();
+        let Some(last) = ids.last() else { return Ok(found) };
         // On to the next write: `0` is the character after `/`.
-        after = Some(format!("{CHUNKS}{write_id}0"));
+        after = Some(format!("{CHUNKS}{last}0"));
+        for write_id in ids {
+            let age = inner.now().saturating_sub(write_id_ms(write_id).unwrap_or(u64::MAX));
+            if u128::from(age) > inner.options.orphan_age.as_millis() && !inner.catalog.knows(write_id)? {
+                found.push(write_id.to_string());
+            }
+        }
     }
 }

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use sira_backend::{BackendError, Durability, Payload, PutMode, PutOptions};
+use sira_backend::{BackendError, Durability, Payload, PutMode, PutOptions, Survives};
 use sira_codec::{Chain, ChunkContext, Encoded};
 use sira_tensor::TensorSpec;
 use sira_tensor::grid::{Grid, Slab, Slabs, chunk_shape};
-use sira_wire::{Condition, Consistency, Key, PutAnswer};
+use sira_wire::{Code, Condition, Consistency, Key, PutAnswer};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -24,6 +24,9 @@ use crate::{StoreError, upkeep};
 
 /// Tensors of at most this many bytes lie inside their record: one write, one sync.
 pub(crate) const INLINE_BYTES: u64 = 32 << 10;
+
+/// Bytes of a put that are taken before its working memory is reserved: a client that declares a large tensor and stalls holds this much.
+const EARLY_BYTES: u64 = 64 << 10;
 
 /// Chunks of a part: a table of 24 bytes each must stay in memory.
 const MAX_CHUNKS: u64 = 1 << 20;
@@ -51,20 +54,26 @@ pub struct Writer {
     level: Consistency,
     ttl: Option<u64>,
     condition: Option<Condition>,
-    course: Course,
+    home: Arc<Tier>,
+    chain: Chain,
+    /// Decided when the first [`EARLY_BYTES`] have come.
+    course: Option<Course>,
     slabs: Slabs,
     grid: Grid,
     /// The slab being filled, and the bytes it will have.
     current: Option<(Slab, Vec<u8>, usize)>,
     /// The slab being stored, while the next one fills.
     storing: Option<oneshot::Receiver<Result<Vec<Chunk>, StoreError>>>,
-    chunks: Vec<(Slab, Vec<Chunk>)>,
+    /// Cells and what is stored of them.
+    chunks: Vec<(u64, Chunk)>,
     last: Option<Slab>,
     filled: u64,
     /// What stays in memory, with its reservation.
     kept: Option<(Payload, Reservation)>,
-    working: Option<Reservation>,
+    working: Reservation,
+    all_reserved: bool,
     committed: bool,
+    _leave: Leave,
 }
 
 impl Writer {
@@ -89,26 +98,12 @@ impl Writer {
                 grid.cells()
             )));
         }
-        let nbytes = spec.nbytes();
-        // One slab fills while another is stored; each chunk in the making is cut and encoded.
-        let chunk = grid.region_bytes(&grid.cell(0)).min(nbytes);
-        let working = inner.reserve(if nbytes <= INLINE_BYTES { nbytes } else { 2 * grid.slab_bytes() + 2 * WIDTH as u64 * chunk }).await?;
-        let behind = match level {
-            Consistency::Weak if home.keeps() > sira_backend::Survives::Nothing => inner.behind.budget(nbytes),
-            _ => None,
+        let working = match options.scratch {
+            0 => inner.reserve(spec.nbytes().min(EARLY_BYTES)).await?,
+            // Who holds that much waits for no more: all of it at once.
+            scratch => inner.reserve(scratch + working_bytes(&grid)).await?,
         };
-        let mut kept = inner.hot.admit(nbytes).map(|reservation| (Payload::default(), reservation));
-        if behind.is_some() && kept.is_none() {
-            kept = inner.ledger.try_reserve(nbytes).map(|reservation| (Payload::default(), reservation));
-        }
         let write_id = inner.seams.write_id();
-        let course = match behind {
-            // Without memory to keep it in, it is written at once, which keeps more than was asked.
-            Some(permit) if kept.is_some() && nbytes > 0 => Course::Behind(permit),
-            _ if nbytes <= INLINE_BYTES => Course::Inline,
-            _ => Course::Chunks(ChunkSink::begin(&inner, home, &key, &write_id, &spec, chain, durability(level))?),
-        };
-        std::mem::forget(leave); // from here on, the writer's own drop says that it has left
         Ok(Writer {
             key,
             spec,
@@ -117,7 +112,9 @@ impl Writer {
             level,
             ttl: options.ttl.or(inner.options.ttl),
             condition: options.condition,
-            course,
+            home,
+            chain,
+            course: None,
             slabs: grid.slabs(),
             grid,
             current: None,
@@ -125,11 +122,47 @@ impl Writer {
             chunks: Vec::new(),
             last: None,
             filled: 0,
-            kept,
-            working: Some(working),
+            kept: None,
+            working,
+            all_reserved: options.scratch > 0,
             committed: false,
+            _leave: leave,
             inner,
         })
+    }
+
+    /// Decides where the bytes go and reserves what that takes, once bytes have come and not only a promise of them.
+    async fn settle(&mut self) -> Result<(), StoreError> {
+        if self.course.is_some() {
+            return Ok(());
+        }
+        let (inner, nbytes) = (&self.inner, self.spec.nbytes());
+        let weak = self.level == Consistency::Weak && self.home.keeps() > Survives::Nothing && nbytes > 0;
+        if let Some(permit) = weak.then(|| inner.behind.budget(nbytes)).flatten() {
+            let reservation = inner.ledger.try_reserve(nbytes).or_else(|| {
+                inner.hot.evict(nbytes);
+                inner.ledger.try_reserve(nbytes)
+            });
+            // Without memory to keep it in, it is written at once, which keeps more than was asked.
+            if let Some(reservation) = reservation {
+                self.kept = Some((Payload::default(), reservation));
+                self.course = Some(Course::Behind(permit));
+                return Ok(());
+            }
+        }
+        if nbytes <= INLINE_BYTES {
+            self.kept = Some((Payload::default(), Reservation::default()));
+            self.course = Some(Course::Inline);
+            return Ok(());
+        }
+        if !self.all_reserved {
+            self.working.absorb(inner.reserve(working_bytes(&self.grid)).await?);
+        }
+        self.kept = inner.hot.takes(nbytes).then(Default::default);
+        let (home, chain) = (self.home.clone(), self.chain.clone());
+        self.course =
+            Some(Course::Chunks(ChunkSink::begin(inner, home, &self.key, &self.write_id, &self.spec, chain, durability(self.level))?));
+        Ok(())
     }
 
     /// What is being put.
@@ -154,6 +187,9 @@ impl Writer {
             )));
         }
         while !bytes.is_empty() {
+            if self.filled + bytes.len() as u64 > EARLY_BYTES {
+                self.settle().await?;
+            }
             if self.current.is_none() {
                 let slab = self.slabs.next().ok_or_else(|| StoreError::Internal("a tensor longer than its slabs".into()))?;
                 let want = slab.bytes(&self.grid) as usize;
@@ -175,19 +211,11 @@ impl Writer {
     async fn slab_full(&mut self) -> Result<(), StoreError> {
         let Some((slab, buffer, _)) = self.current.take() else { return Ok(()) };
         let bytes = Bytes::from(buffer);
-        if let Some((payload, _)) = &mut self.kept {
-            payload.push(bytes.clone());
-        }
+        self.settle().await?;
+        self.keep(&bytes);
         match &self.course {
-            Course::Inline => {
-                // At most INLINE_BYTES in all, and the record needs them.
-                if self.kept.is_none() {
-                    let empty = self.inner.ledger.try_reserve(0);
-                    self.kept = empty.map(|reservation| (Payload::from(bytes), reservation));
-                }
-            }
-            Course::Behind(_) => {}
-            Course::Chunks(sink) => {
+            None | Some(Course::Inline | Course::Behind(_)) => {}
+            Some(Course::Chunks(sink)) => {
                 let sink = sink.clone();
                 self.wait_stored().await?;
                 let (sender, receiver) = oneshot::channel();
@@ -200,11 +228,26 @@ impl Writer {
         Ok(())
     }
 
+    /// Keeps a slab for the record or the hot tier; where the hot tier has no room for it, the tensor is not kept there.
+    fn keep(&mut self, bytes: &Bytes) {
+        let Some((payload, reservation)) = &mut self.kept else { return };
+        if let Some(Course::Chunks(_)) = self.course {
+            match self.inner.hot.admit(bytes.len() as u64) {
+                Some(more) => reservation.absorb(more),
+                None => {
+                    self.kept = None;
+                    return;
+                }
+            }
+        }
+        payload.push(bytes.clone());
+    }
+
     async fn wait_stored(&mut self) -> Result<(), StoreError> {
         let (Some(storing), Some(slab)) = (&mut self.storing, self.last.take()) else { return Ok(()) };
         let stored = storing.await.unwrap_or_else(|_| Err(StoreError::Internal("a task that stores chunks has died".into())));
         self.storing = None;
-        self.chunks.push((slab, stored?));
+        self.chunks.extend(self.grid.touched(&slab.region).into_iter().zip(stored?));
         Ok(())
     }
 
@@ -227,19 +270,23 @@ impl Writer {
                 self.filled
             )));
         }
+        self.settle().await?;
         self.wait_stored().await?;
-        let (payload, reservation) = self.kept.take().unzip();
-        let hot = match (&self.course, payload.clone(), reservation) {
-            (Course::Inline, _, _) if self.spec.nbytes() > self.inner.hot.limit() => None,
-            (_, Some(payload), Some(reservation)) if self.spec.nbytes() > 0 => Some(Arc::new(HotPart::new(payload, reservation))),
-            _ => None,
-        };
+        let (payload, mut reservation) = self.kept.take().unwrap_or_default();
+        let mut hot_takes = payload.len() == self.spec.nbytes() && !payload.is_empty() && self.inner.hot.takes(payload.len());
         let mut part = Part { name: DATA.into(), spec: self.spec.clone(), inline: None, copies: Vec::new(), codec: self.codec.clone() };
         match &self.course {
-            Course::Inline => part.inline = Some(payload.unwrap_or_default().into_bytes().to_vec()),
-            Course::Chunks(sink) => part.copies.push(sink.copy(&self.chunks)),
-            Course::Behind(_) => {}
+            Some(Course::Chunks(sink)) => part.copies.push(sink.copy(&self.chunks)),
+            Some(Course::Behind(_)) => {}
+            Some(Course::Inline) | None => {
+                part.inline = Some(payload.clone().into_bytes().to_vec());
+                match self.inner.hot.admit(self.spec.nbytes()) {
+                    Some(admitted) => reservation = admitted,
+                    None => hot_takes = false,
+                }
+            }
         }
+        let hot = Arc::new(HotPart::new(payload, reservation));
         let now = self.inner.now();
         let record = TensorRecord {
             key: self.key.clone(),
@@ -253,12 +300,15 @@ impl Writer {
             parts: vec![part],
         };
         let mut commit = Commit { record, condition: self.condition, durability: durability(self.level) };
-        let created = match (std::mem::replace(&mut self.course, Course::Inline), hot) {
-            (Course::Behind(permit), Some(hot)) => self.inner.commit_behind(&mut commit, hot, permit).await?,
-            (course, hot) => {
+        let created = match self.course.take() {
+            Some(Course::Behind(permit)) => self.inner.commit_behind(&mut commit, hot, permit).await?,
+            course => {
                 self.course = course;
-                let created = self.inner.commit(&mut commit).await?;
-                if let Some(hot) = hot {
+                let committed = self.inner.commit(&mut commit).await;
+                // Whether the record was written is not known: the next start decides by its intent, so the chunks stay.
+                self.committed = matches!(&committed, Err(error) if error.code() == Code::Backend);
+                let created = committed?;
+                if hot_takes {
                     self.inner.hot.insert(&self.write_id, hot);
                 }
                 created
@@ -273,14 +323,13 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        drop(Leave(self.inner.clone()));
         if self.committed {
             return;
         }
-        if let Course::Chunks(sink) = &self.course {
+        if let Some(Course::Chunks(sink)) = &self.course {
             // What the task that stores chunks still writes is swept after it; its memory is in use until then.
             let (sink, storing, write_id) = (sink.clone(), self.storing.take(), self.write_id.clone());
-            let working = self.working.take();
+            let working = std::mem::take(&mut self.working);
             self.inner.seams.spawner.spawn(Box::pin(async move {
                 if let Some(storing) = storing {
                     drop(storing.await);
@@ -292,6 +341,11 @@ impl Drop for Writer {
             }));
         }
     }
+}
+
+/// Memory of a put by chunks: one slab fills while another is stored; each chunk in the making is cut and encoded.
+fn working_bytes(grid: &Grid) -> u64 {
+    2 * grid.slab_bytes() + 2 * WIDTH as u64 * grid.region_bytes(&grid.cell(0))
 }
 
 /// Counts a writer out.
@@ -359,7 +413,7 @@ impl ChunkSink {
         let mut stored = Vec::new();
         for (slab, bytes) in self.grid.slabs().zip(slabs) {
             let chunks = self.store(&slab, bytes.clone()).await?;
-            stored.push((slab, chunks));
+            stored.extend(self.grid.touched(&slab.region).into_iter().zip(chunks));
         }
         Ok(self.copy(&stored))
     }
@@ -413,12 +467,10 @@ impl ChunkSink {
     }
 
     /// The copy that the stored slabs make.
-    fn copy(&self, slabs: &[(Slab, Vec<Chunk>)]) -> PartCopy {
+    fn copy(&self, stored: &[(u64, Chunk)]) -> PartCopy {
         let mut chunks = vec![Chunk { stored_bytes: 0, checksum: 0, chain: 0 }; self.grid.cells() as usize];
-        for (slab, stored) in slabs {
-            for (cell, chunk) in self.grid.touched(&slab.region).into_iter().zip(stored) {
-                chunks[cell as usize] = *chunk;
-            }
+        for (cell, chunk) in stored {
+            chunks[*cell as usize] = *chunk;
         }
         let mut chains = vec![Chain::NONE.to_string()];
         if !self.chain.is_none() {

@@ -133,7 +133,7 @@ fn history(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let clock = Arc::new(Ticks(AtomicU64::new(1_700_000_000_000)));
     for epoch in 0..EPOCHS {
-        let crash = rng.random_range(0..400);
+        let (crash, drains) = (rng.random_range(0..400), rng.random_ratio(1, 5));
         let (world, oracle, mut rng) = (world.clone(), oracle.clone(), StdRng::seed_from_u64(rng.random()));
         let seams =
             Seams { clock: clock.clone(), rng: Arc::new(Mutex::new(StdRng::seed_from_u64(rng.random()))), spawner: Arc::new(OneThread) };
@@ -147,7 +147,7 @@ fn history(seed: u64) {
                 assert!(found == known.told || known.possible.contains(&found), "seed {seed} epoch {epoch} {name}: {found:?}, {known:?}");
                 oracle.lock().insert(name, Known { told: found, possible: Vec::new() });
             }
-            world.process.crash_after(crash);
+            world.process.crash_after(if drains { -1 } else { crash });
             let clients = (0..CLIENTS).map(|client| {
                 let (store, oracle, mut rng) = (store.clone(), oracle.clone(), StdRng::seed_from_u64(rng.random()));
                 async move {
@@ -160,6 +160,11 @@ fn history(seed: u64) {
                 biased;
                 () = world.process.crashed.notified() => {}
                 _ = futures::future::join_all(clients) => {}
+            }
+            if drains {
+                // A clean end keeps everything, what was only in memory too.
+                store.drain().await.unwrap();
+                oracle.lock().values_mut().for_each(|known| known.possible.clear());
             }
         });
         // All tasks end here, in the middle of whatever they do.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::{World, bytes, key, payload, spec};
+use sira_store::catalog::{Change, OrderedKv};
 use sira_store::{Seams, StorageClient, StoreError, WriteOptions};
 use sira_tensor::{DType, TensorSpec};
 use sira_wire::{Code, Condition, Consistency};
@@ -198,7 +199,7 @@ async fn a_flipped_bit_is_an_error_that_names_the_tensor() {
     world.small.flip(&record[0], 40).await;
     assert_eq!(get(&store, "ns/small").await.err().unwrap().code(), Code::Corrupt);
     let report = store.scrub().await.unwrap();
-    assert_eq!((report.good, report.bad.len()), (1, 1), "{report:?}");
+    assert_eq!((report.good, report.bad.len()), (1, 2), "{report:?}");
 }
 
 #[tokio::test]
@@ -211,6 +212,47 @@ async fn a_full_backend_refuses_the_writer_and_deleting_makes_room() {
     store.delete(&key("ns/a"), None).await.unwrap();
     put(&store, "ns/b", 3 << 20, 2).await.unwrap();
     assert_eq!(get(&store, "ns/b").await.unwrap(), bytes(3 << 20, 2));
+}
+
+#[tokio::test]
+async fn a_backend_that_is_full_to_the_last_byte_can_be_emptied() {
+    let world = World::new(100_000);
+    let store = cold(&world).await;
+    let mut names = Vec::new();
+    for n in [20_000, 1000, 1] {
+        for i in 0.. {
+            let name = format!("ns/{n}-{i}");
+            match put(&store, &name, n, i).await {
+                Ok(_) => names.push(name),
+                Err(error) => {
+                    assert_eq!(error.code(), Code::OutOfSpace);
+                    break;
+                }
+            }
+        }
+    }
+    assert!(names.len() > 10);
+    for name in &names {
+        assert!(store.delete(&key(name), None).await.unwrap(), "{name}");
+        assert_eq!(get(&store, name).await.err().unwrap().code(), Code::NotFound);
+    }
+    put(&store, "ns/again", 20_000, 1).await.unwrap();
+    let again = cold(&world).await;
+    assert_eq!(again.list("", None, 1000).unwrap().0.len(), 1, "nothing deleted comes back");
+}
+
+#[tokio::test]
+async fn old_chunks_that_nothing_names_are_collected() {
+    let world = World::new(1 << 30);
+    let store = world.open(Seams::system(), |options| (options.hot_limit, options.orphan_age) = (0, Duration::ZERO)).await;
+    put(&store, "ns/k", 3 << 20, 1).await.unwrap();
+    let orphan = "c/018bcfe5680073a5b1c2d3e4f5061728/0/00000000";
+    world.small.plant(orphan).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let report = store.scrub().await.unwrap();
+    assert_eq!((report.orphans, report.bad.len()), (1, 0), "{report:?}");
+    assert!(!world.small.names("c/").await.contains(&orphan.to_string()));
+    assert!(get(&store, "ns/k").await.unwrap() == bytes(3 << 20, 1));
 }
 
 #[tokio::test]
@@ -229,6 +271,68 @@ async fn weak_puts_are_seen_at_once_and_written_behind() {
     let again = cold(&world).await;
     assert_eq!(get(&again, "ns/a").await.unwrap(), bytes(100, 3));
     assert_eq!(get(&again, "ns/b").await.unwrap(), bytes(5 << 20, 3));
+}
+
+#[tokio::test]
+async fn a_drain_right_after_weak_puts_keeps_them() {
+    for _ in 0..5 {
+        let world = World::new(1 << 30);
+        let store = world.open(Seams::system(), |options| options.memory_limit = 256 << 20).await;
+        let weak = WriteOptions { consistency: Some(Consistency::Weak), ..WriteOptions::default() };
+        for (name, n) in [("ns/a", 20 << 20), ("big/b", 12 << 20)] {
+            store.store(key(name), spec(n), &payload(n, 3), weak.clone()).await.unwrap();
+        }
+        // The background has begun to write by now, and the drain writes as well.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        store.drain().await.unwrap();
+        let again = cold(&world).await;
+        assert!(get(&again, "ns/a").await.unwrap() == bytes(20 << 20, 3));
+        assert!(get(&again, "big/b").await.unwrap() == bytes(12 << 20, 3));
+    }
+}
+
+#[tokio::test]
+async fn a_version_never_comes_back() {
+    let store = store(&World::new(1 << 30)).await;
+    let weak = WriteOptions { consistency: Some(Consistency::Weak), ..WriteOptions::default() };
+    for version in [1, 2, 3] {
+        let put = store.store(key("ns/k"), spec(9), &payload(9, version), weak.clone()).await.unwrap();
+        assert_eq!((put.version, put.created), (version, true));
+        assert!(store.delete(&key("ns/k"), None).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn records_that_the_index_lost_are_found_again() {
+    let world = World::new(1 << 30);
+    let first = cold(&world).await;
+    put(&first, "ns/a", 40_000, 1).await.unwrap();
+    // An index as it was before the next changes.
+    let old: Vec<_> = world.catalog.scan(b"", b"", usize::MAX).unwrap();
+    put(&first, "ns/a", 41_000, 2).await.unwrap();
+    put(&first, "ns/b", 100, 3).await.unwrap();
+    let behind = World { catalog: Default::default(), ..world };
+    behind.catalog.write(old.into_iter().map(|(k, v)| Change::Put(k, v)).collect(), true).unwrap();
+    let again = cold(&behind).await;
+    assert_eq!(get(&again, "ns/a").await.unwrap(), bytes(41_000, 2));
+    assert_eq!(get(&again, "ns/b").await.unwrap(), bytes(100, 3));
+    assert_eq!(again.scrub().await.unwrap().bad, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_promise_of_bytes_takes_no_memory() {
+    let store = store(&World::new(1 << 30)).await;
+    put(&store, "ns/hot", 3 << 20, 1).await.unwrap();
+    let hot = store.stats().await.memory.hot_bytes;
+    let mut stalled = Vec::new();
+    for i in 0..100 {
+        let mut writer = store.begin(key(&format!("ns/{i}")), spec(16 << 20), WriteOptions::default()).await.unwrap();
+        writer.write(&[0; 1000]).await.unwrap();
+        stalled.push(writer);
+    }
+    let memory = store.stats().await.memory;
+    assert_eq!(memory.hot_bytes, hot);
+    assert!(memory.used < (16 << 20), "{memory:?}");
 }
 
 #[tokio::test]

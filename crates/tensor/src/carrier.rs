@@ -79,7 +79,9 @@ impl Carrier {
         let packed = spec.dtype().item_size().is_none();
         let inner = |axis: usize| extents[axis..].iter().product::<u64>();
         let fits = |axis: &usize| inner(*axis) * size <= max_row_bytes && i32::try_from(inner(*axis)).is_ok();
-        let split = (1..extents.len()).find(fits).filter(|_| !packed && spec.nbytes() > 0);
+        // Of an empty tensor, the other axes may be of any size.
+        let axes = if packed || spec.nbytes() == 0 { 1..1 } else { 1..extents.len() };
+        let split = axes.into_iter().find(fits);
         let Some(split) = split else {
             let field = Field::new(COLUMN, value, false);
             return Carrier { field, rows: spec.nbytes() / size, row_bytes: size, row_values: 1, lists: false };

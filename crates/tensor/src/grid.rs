@@ -284,6 +284,11 @@ pub fn chunk_shape(spec: &TensorSpec) -> Vec<u64> {
             break;
         }
     }
+    if let Some(axis) = token.filter(|_| cut) {
+        // Few and small tokens: a chunk of several hundred bytes would cost more than it saves.
+        let cell = chunk.iter().product::<u64>() * item;
+        chunk[axis] = shape[axis].min(CHUNK_TOKENS * (CHUNK_BYTES / 2 / cell.max(1)).max(1));
+    }
     chunk
 }
 
@@ -318,6 +323,18 @@ mod tests {
         assert_eq!(chunk_shape(&kv), vec![1, 2, 1536, 3, 64]);
         assert_eq!(chunk_shape(&named), vec![10, 2, 256, 3, 64]);
         assert!(Grid::new(&named, &chunk_shape(&named)).unwrap().slab_bytes() <= SLAB_BYTES);
+    }
+
+    #[test]
+    fn small_tokens_make_no_small_chunks() {
+        for shape in [vec![16 << 20], vec![1 << 20, 64]] {
+            let mut axes = vec![String::new(); shape.len()];
+            axes[0] = "token".into();
+            let tokens = TensorSpec::new(DType::UInt8, shape).unwrap().with_axes(axes).unwrap();
+            let grid = Grid::new(&tokens, &chunk_shape(&tokens)).unwrap();
+            assert!(grid.region_bytes(&grid.cell(0)) >= CHUNK_BYTES / 4, "{grid:?}");
+            assert!(grid.slab_bytes() <= SLAB_BYTES);
+        }
     }
 
     #[test]

@@ -136,6 +136,21 @@ impl Catalog {
         self.kv.write(vec![Change::Put(b"m/store".to_vec(), id.to_vec())], true).map_err(failed)
     }
 
+    /// Forgets everything but the format: what is indexed belongs to another store.
+    pub fn clear(&self) -> Result<(), StoreError> {
+        for prefix in [b"k/", b"i/", b"g/", b"e/"] {
+            loop {
+                let pairs = self.kv.scan(prefix, prefix, 1000).map_err(failed)?;
+                if pairs.is_empty() {
+                    break;
+                }
+                let changes = pairs.into_iter().map(|(key, _)| Change::Delete(key)).collect();
+                self.kv.write(changes, false).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The latest record of `key`, tombstones included, without inline bytes.
     pub fn record(&self, key: &Key) -> Result<Option<TensorRecord>, StoreError> {
         let bytes = self.kv.get(&tagged(b"k/", key.as_str().as_bytes())).map_err(failed)?;
@@ -182,7 +197,7 @@ impl Catalog {
     pub async fn commit(
         &self,
         record: &TensorRecord,
-        replaced: Option<(&TensorRecord, &Garbage)>,
+        replaced: &[(&str, Garbage)],
         due_ms: Option<u64>,
         sync: bool,
     ) -> Result<(), StoreError> {
@@ -191,8 +206,8 @@ impl Catalog {
             Change::Put(tagged(b"k/", key), record.without_inline().to_bytes()),
             Change::Delete(tagged(b"i/", record.write_id.as_bytes())),
         ];
-        if let Some((old, garbage)) = replaced {
-            changes.push(Change::Put(tagged(b"g/", old.write_id.as_bytes()), json(garbage)?));
+        for (write_id, garbage) in replaced {
+            changes.push(Change::Put(tagged(b"g/", write_id.as_bytes()), json(garbage)?));
         }
         if let Some(due) = due_ms {
             changes.push(Change::Put([b"e/", &due.to_be_bytes()[..], key].concat(), record.generation.to_be_bytes().to_vec()));

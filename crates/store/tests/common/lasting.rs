@@ -80,6 +80,12 @@ impl Lasting {
         self.inner.put(name, value.into(), PutOptions::default()).await.unwrap();
     }
 
+    /// Puts a value that no store knows of.
+    #[allow(dead_code, reason = "not every test file that includes this module uses it")]
+    pub async fn plant(&self, name: &str) {
+        self.inner.put(name, vec![1, 2, 3].into(), PutOptions::default()).await.unwrap();
+    }
+
     #[allow(dead_code, reason = "not every test file that includes this module uses it")]
     pub async fn names(&self, prefix: &str) -> Vec<String> {
         self.inner.list_keys(prefix, None, usize::MAX).await.unwrap()
