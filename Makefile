@@ -7,8 +7,8 @@ PYTHON := .venv/bin/python
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-demo: ## store a real KV cache, kill the server, read it back (the first time about 30 minutes: it compiles)
-	@echo "The first time on a machine this takes about 30 minutes on 2 cores, most of it to compile; after that, about 10 seconds."
+demo: ## store a real KV cache, kill the server, read it back (the first time about 30 minutes on 2 cores)
+	@echo "The first time takes about 30 minutes on 2 cores, most of it to compile, once for the machine; after that, about 10 seconds."
 	@scripts/setup.sh
 	@$(MAKE) --no-print-directory build
 	@$(PYTHON) scripts/demo.py

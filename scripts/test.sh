@@ -11,6 +11,7 @@ step scripts/schemas.sh --check
 step cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts
 step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts
+(cd python-client && step ../.venv/bin/mypy --config-file pyproject.toml)
 [ "${1:-}" != check ] || exit 0
 
 step cargo test --quiet --locked --workspace

@@ -41,7 +41,7 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// Up to `limit` names that start with `prefix` and come after `after`, in byte order.
     async fn list_keys(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, BackendError>;
 
-    /// Bytes used and free, as far as the backend knows.
+    /// Bytes used and free, as far as the backend knows. Cheap: it counts and lists nothing, so it may be asked often.
     async fn stats(&self) -> Result<StorageStats, BackendError>;
 
     /// Runs operations in order and answers each; one that fails does not stop the rest. Not a transaction.
@@ -140,6 +140,10 @@ pub struct StorageStats {
     pub used_bytes: Option<u64>,
     /// Bytes that may still be written: of the limit, or of the disk.
     pub available_bytes: Option<u64>,
+    /// Free bytes of the file system that the values lie on, whatever the limit; `None` in memory and for a remote store.
+    pub disk_free_bytes: Option<u64>,
+    /// Size of that file system.
+    pub disk_bytes: Option<u64>,
 }
 
 /// One operation of a batch.

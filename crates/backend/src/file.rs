@@ -30,7 +30,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 
 use self::tree::{Fresh, Place};
-use crate::ledger::{Ledger, Stripes, blocking, check_size, is_full, within};
+use crate::ledger::{Disk, Ledger, Stripes, blocking, check_size, is_full, within};
 use crate::{
     BackendError, Capabilities, HealthStatus, Payload, PutMode, PutOptions, PutOutcome, StorageBackend, StorageStats, Survives, name,
 };
@@ -107,10 +107,10 @@ pub(crate) fn lock_folder(lock: &Path, folder: &Path) -> Result<File, BackendErr
     }
 }
 
-/// Bytes that the file system of a folder still has for us.
-pub(crate) fn free_bytes(folder: impl std::os::fd::AsFd) -> io::Result<u64> {
+/// The file system that a folder, or a file, lies on: one system call.
+pub(crate) fn disk_of(folder: impl std::os::fd::AsFd) -> io::Result<Disk> {
     let disk = rustix::fs::fstatvfs(folder)?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    Ok(Disk { free: disk.f_bavail.saturating_mul(disk.f_frsize), size: disk.f_blocks.saturating_mul(disk.f_frsize) })
 }
 
 /// Syncs the whole file system that holds the folder.
@@ -325,8 +325,8 @@ impl StorageBackend for FileBackend {
 
     async fn stats(&self) -> Result<StorageStats, BackendError> {
         self.run(|inner| {
-            let free = free_bytes(&inner.values).map_err(|error| failed("measure", "the disk", error))?;
-            Ok(inner.ledger.stats(Some(free)))
+            let disk = disk_of(&inner.values).map_err(|error| failed("measure", "the disk", error))?;
+            Ok(inner.ledger.stats(Some(disk)))
         })
         .await
     }

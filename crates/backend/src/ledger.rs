@@ -6,6 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{BackendError, StorageStats};
 
+/// A file system: bytes that it still has for us, and all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Disk {
+    pub(crate) free: u64,
+    pub(crate) size: u64,
+}
+
 /// Bytes and values stored, within a limit. Exact as long as each name changes under its stripe.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -57,14 +64,17 @@ impl Ledger {
         self.values.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// What is stored, and how much more may be: of the limit, and of `free` bytes that the disk has.
-    pub(crate) fn stats(&self, free: Option<u64>) -> StorageStats {
+    /// What is stored, and how much more may be: of the limit, and of what the disk has.
+    pub(crate) fn stats(&self, disk: Option<Disk>) -> StorageStats {
+        let free = disk.map(|disk| disk.free);
         let used = self.used.load(Ordering::Relaxed);
         let of_limit = self.limit.map(|limit| limit.saturating_sub(used));
         StorageStats {
             values: Some(self.values.load(Ordering::Relaxed)),
             used_bytes: Some(used),
             available_bytes: of_limit.into_iter().chain(free).min(),
+            disk_free_bytes: free,
+            disk_bytes: disk.map(|disk| disk.size),
         }
     }
 
@@ -146,11 +156,18 @@ mod tests {
         ledger.replace(Some(10), 10).unwrap();
         ledger.replace(Some(10), 4).unwrap();
         ledger.undo(Some(10), 4);
-        assert_eq!(ledger.stats(Some(7)), StorageStats { values: Some(2), used_bytes: Some(10), available_bytes: Some(0) });
+        let disk = |available| StorageStats {
+            available_bytes: Some(available),
+            disk_free_bytes: Some(7),
+            disk_bytes: Some(9),
+            ..StorageStats::default()
+        };
+        let stats = || ledger.stats(Some(Disk { free: 7, size: 9 }));
+        assert_eq!(stats(), StorageStats { values: Some(2), used_bytes: Some(10), ..disk(0) });
         ledger.remove(10);
         ledger.replace(None, 3).unwrap();
         ledger.undo(None, 3);
-        assert_eq!(ledger.stats(Some(7)), StorageStats { values: Some(1), used_bytes: Some(0), available_bytes: Some(7) });
+        assert_eq!(stats(), StorageStats { values: Some(1), used_bytes: Some(0), ..disk(7) });
     }
 
     #[test]

@@ -357,10 +357,10 @@ impl StorageBackend for ObjectBackend {
     }
 
     async fn stats(&self) -> Result<StorageStats, BackendError> {
-        let free = self.inner.lock.as_ref().and_then(|lock| crate::file::free_bytes(lock).ok());
+        let disk = self.inner.lock.as_ref().and_then(|lock| crate::file::disk_of(lock).ok());
         Ok(match &self.inner.limited {
-            Some(limited) => limited.ledger.stats(free),
-            None => StorageStats { available_bytes: free, ..StorageStats::default() },
+            Some(limited) => limited.ledger.stats(disk),
+            None => StorageStats { values: None, used_bytes: None, ..Ledger::default().stats(disk) },
         })
     }
 

@@ -9,6 +9,11 @@
 //! group commit.
 //!
 //! `Durable` syncs the log; `Logged` leaves it to the page cache. A delete is only logged: power loss may bring a value back.
+//!
+//! What was acknowledged never vanishes in silence: a log that ends in the middle of a record, as a crash leaves it, is read up to
+//! there, and with any other damage the database is not opened.
+
+mod log;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -18,8 +23,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME, IteratorMode,
-    LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions, properties,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, DEFAULT_COLUMN_FAMILY_NAME,
+    IteratorMode, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions, properties,
 };
 
 use crate::ledger::{Ledger, Stripes, blocking, check_size, within};
@@ -97,6 +102,8 @@ pub struct RocksBackend {
 struct Inner {
     db: DB,
     folder: PathBuf,
+    /// The open folder, to measure its disk by.
+    disk: std::fs::File,
     ledger: Ledger,
     stripes: Stripes<Mutex<()>>,
     /// Why the last write failed, until one succeeds.
@@ -105,34 +112,41 @@ struct Inner {
 
 impl RocksBackend {
     /// Opens the database in a folder, made if missing, and counts its values. Blocks while it reads the log and the lengths: call
-    /// it at start-up. Refuses a folder that another process has open, and a database that is not one of this kind.
+    /// it at start-up. Refuses a folder that another process has open, and a database that is not one of this kind. A damaged one is
+    /// [`BackendError::Corrupt`]; what is found damaged before RocksDB opens it, such as its log, is left untouched.
     pub fn open(path: impl AsRef<Path>, options: RocksOptions) -> Result<RocksBackend, BackendError> {
         let path = path.as_ref();
-        let bad = |reason: String| BackendError::Config(format!("cannot open the RocksDB database in {}: {reason}", path.display()));
+        let context = format!("cannot open the RocksDB database in {}", path.display());
+        let bad = |reason: String| BackendError::Config(format!("{context}: {reason}"));
+        if let Some(damage) = log::damage(path).map_err(|error| bad(error.to_string()))? {
+            return Err(BackendError::Corrupt(format!("{context}: {damage}")));
+        }
         let memory_budget = options.cache_bytes.saturating_add(options.write_buffer_bytes);
         // Memtables are charged to the block cache: blocks give way to them, and one number bounds both.
         let cache = Cache::new_lru_cache(memory_budget);
         let buffers = WriteBufferManager::new_write_buffer_manager_with_cache(options.write_buffer_bytes, false, cache.clone());
         let families = [DEFAULT_COLUMN_FAMILY_NAME, SIZES, VALUES].map(|name| family(name, &options, &cache));
-        let db = DB::open_cf_descriptors(&database_options(&options, &buffers), path, families).map_err(|error| {
-            let in_use = error.as_ref().contains("LOCK") || error.as_ref().contains("lock hold");
-            bad(if in_use { format!("another process or backend has it open ({error})") } else { error.into_string() })
-        })?;
+        let db = DB::open_cf_descriptors(&database_options(&options, &buffers), path, families)
+            .map_err(|error| not_opened(&context, path, error))?;
         match db.get(FORMAT_KEY) {
             Ok(Some(format)) if format == FORMAT => {}
             Ok(Some(format)) => {
                 return Err(bad(format!("its format is {:?}, which this version does not know", format.escape_ascii().to_string())));
             }
             Ok(None) if db.iterator(IteratorMode::Start).next().is_none() => {
-                db.put_opt(FORMAT_KEY, FORMAT, &write_options(Durability::Durable)).map_err(|error| bad(error.into_string()))?;
+                db.put_opt(FORMAT_KEY, FORMAT, &write_options(Durability::Durable)).map_err(|error| not_opened(&context, path, error))?;
             }
             Ok(None) => return Err(bad("it holds something else".into())),
-            Err(error) => return Err(bad(error.into_string())),
+            Err(error) => return Err(not_opened(&context, path, error)),
         }
+        let disk = std::fs::File::open(path).map_err(|error| bad(error.to_string()))?;
         let ledger = Ledger::new(options.max_bytes);
         let (stripes, trouble) = (Stripes::default(), Mutex::default());
-        let inner = Inner { db, folder: path.to_owned(), ledger, stripes, trouble };
-        inner.count()?;
+        let inner = Inner { db, folder: path.to_owned(), disk, ledger, stripes, trouble };
+        inner.count().map_err(|error| match error {
+            BackendError::Corrupt(damage) => BackendError::Corrupt(format!("{context}: {damage}")),
+            error => error,
+        })?;
         Ok(RocksBackend { inner: Arc::new(inner), memory_budget })
     }
 
@@ -155,6 +169,8 @@ fn database_options(options: &RocksOptions, buffers: &WriteBufferManager) -> Opt
     let mut database = Options::default();
     database.create_if_missing(true);
     database.create_missing_column_families(true);
+    // The default would drop, without a word, everything that was logged after a damaged record.
+    database.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     database.set_write_buffer_manager(buffers);
     database.set_max_background_jobs(i32::from(options.background_jobs.max(2)));
     database.set_max_open_files(i32::from(options.open_files.max(64)));
@@ -222,6 +238,22 @@ fn failed(context: &str, error: rocksdb::Error) -> BackendError {
         return BackendError::Corrupt(format!("{context}: {error}"));
     }
     BackendError::Unavailable { context: context.to_owned(), source: error.into() }
+}
+
+/// What an error at open means.
+fn not_opened(context: &str, folder: &Path, error: rocksdb::Error) -> BackendError {
+    let text = error.as_ref();
+    if text.contains("While lock file") || text.contains("lock hold") {
+        return BackendError::Config(format!("{context}: another process or backend has it open ({error})"));
+    }
+    let lost = text.contains("No such file") && folder.join("CURRENT").exists();
+    match failed(context, error) {
+        BackendError::Unavailable { context, source } if lost => {
+            BackendError::Corrupt(format!("{context}: a file of it is missing: {source}"))
+        }
+        BackendError::Unavailable { context, source } => BackendError::Config(format!("{context}: {source}")),
+        corrupt_or_full => corrupt_or_full,
+    }
 }
 
 /// The bytes from which names are wanted: those that start with `prefix` and come after `after`.
@@ -335,9 +367,9 @@ impl Inner {
     }
 
     fn stats(&self) -> Result<StorageStats, BackendError> {
-        let free = std::fs::File::open(&self.folder).and_then(crate::file::free_bytes);
-        let free = free.map_err(|error| BackendError::Unavailable { context: "cannot measure the disk".into(), source: error.into() })?;
-        Ok(self.ledger.stats(Some(free)))
+        let disk = crate::file::disk_of(&self.disk);
+        let disk = disk.map_err(|error| BackendError::Unavailable { context: "cannot measure the disk".into(), source: error.into() })?;
+        Ok(self.ledger.stats(Some(disk)))
     }
 }
 

@@ -158,6 +158,32 @@ fn the_environment_is_over_the_file_and_flags_are_over_both() {
     assert!(glob.is_match("cache:ns/a/b") && !glob.is_match("data:ns/a"));
 }
 
+/// The paths of all values in a TOML table.
+fn leaves(table: &toml::Table, prefix: &[&str]) -> Vec<Vec<String>> {
+    let leaf = |(key, value): (&String, &toml::Value)| {
+        let path = [prefix, &[key.as_str()]].concat();
+        match value {
+            toml::Value::Table(inner) if key != "options" => leaves(inner, &path),
+            _ => vec![path.into_iter().map(str::to_owned).collect()],
+        }
+    };
+    table.iter().flat_map(leaf).collect()
+}
+
+#[test]
+fn variables_with_one_underscore_where_two_belong_are_refused() {
+    let settings = leaves(&SAMPLE.parse().unwrap(), &[]);
+    assert!(settings.len() > 30, "{settings:?}");
+    for path in settings {
+        let (given, meant) = (path.join("_").to_ascii_uppercase(), path.join("__").to_ascii_uppercase());
+        let (given, meant) = (format!("SIRA_{given}"), format!("did you mean SIRA_{meant}?"));
+        let lines: Vec<String> = load_with("", &[(given.as_str(), "1")]).unwrap_err().lines().collect();
+        assert_lines(&lines, &[(given.as_str(), meant.as_str())]);
+    }
+    let others = [("SIRA_URL", "x"), ("SIRA_BIN", "x"), ("SIRA_MEMORY", "x"), ("SIRA_STORAGE_BACKENDS", "x"), ("MEMORY_LIMIT", "x")];
+    assert_eq!(load_with("", &others).unwrap(), config_of_8_gib());
+}
+
 #[test]
 fn wrong_variables_and_flags_are_named() {
     let lines = |environment: &[(&str, &str)]| load_with("", environment).unwrap_err().lines().collect::<Vec<_>>();

@@ -12,6 +12,7 @@ use sira_codec::Chain;
 use sira_tensor::{TensorSpec, region};
 use sira_wire::{Condition, Consistency, Entry, Key, PutAnswer};
 use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::behind::Behind;
@@ -29,6 +30,12 @@ use crate::{StoreError, upkeep};
 
 /// Stripes of the key locks: commits of different keys rarely meet.
 const STRIPES: usize = 256;
+
+/// Bytes of a disk that puts leave free, or a quarter of a small one.
+const HEADROOM: u64 = 64 << 20;
+
+/// Bytes beyond those that make a look at the disk good for a while.
+const ROOMY: u64 = 1 << 30;
 
 /// Records that a listing reads at once; each may have a table of many chunks.
 const LIST_RECORDS: usize = 100;
@@ -126,11 +133,31 @@ pub(crate) struct Inner {
 pub(crate) struct Tier {
     pub name: String,
     pub backend: Arc<dyn StorageBackend>,
+    /// The disk had plenty of room when last looked at, which is good until then.
+    roomy_until: parking_lot::Mutex<Option<Instant>>,
 }
 
 impl Tier {
     pub fn failed(&self, source: BackendError) -> StoreError {
         StoreError::Backend { backend: self.name.clone(), source }
+    }
+
+    /// Refuses a put when the disk is all but full. What is left belongs to deletes, which write before they free, and to the start.
+    pub async fn headroom(&self) -> Result<(), StoreError> {
+        if self.roomy_until.lock().is_some_and(|until| Instant::now() < until) {
+            return Ok(());
+        }
+        let stats = self.backend.stats().await.map_err(|e| self.failed(e))?;
+        let (Some(free), Some(total)) = (stats.disk_free_bytes, stats.disk_bytes) else { return Ok(()) };
+        let kept = HEADROOM.min(total / 4);
+        if free < kept {
+            return Err(StoreError::OutOfSpace(format!(
+                "backend {}: its disk has {free} bytes free, and the last {kept} are kept for deletes",
+                self.name
+            )));
+        }
+        *self.roomy_until.lock() = (free > kept + ROOMY).then(|| Instant::now() + Duration::from_millis(200));
+        Ok(())
     }
 
     /// The strongest level this backend keeps.
@@ -173,7 +200,7 @@ impl StorageClient {
 
     /// Adds a backend under `name`; a second one of that name replaces it.
     pub fn register_backend(&self, name: &str, backend: Arc<dyn StorageBackend>) {
-        let tier = Arc::new(Tier { name: name.to_string(), backend });
+        let tier = Arc::new(Tier { name: name.to_string(), backend, roomy_until: parking_lot::Mutex::new(None) });
         self.inner.tiers.write().insert(name.to_string(), tier);
     }
 

@@ -136,6 +136,7 @@ impl Writer {
         if self.course.is_some() {
             return Ok(());
         }
+        self.inner.record_tier()?.headroom().await?;
         let (inner, nbytes) = (&self.inner, self.spec.nbytes());
         let weak = self.level == Consistency::Weak && self.home.keeps() > Survives::Nothing && nbytes > 0;
         if let Some(permit) = weak.then(|| inner.behind.budget(nbytes)).flatten() {
@@ -420,6 +421,7 @@ impl ChunkSink {
 
     /// Stores the chunks of a slab; their entries are in the order of [`Grid::touched`].
     pub async fn store(self: &Arc<Self>, slab: &Slab, bytes: Bytes) -> Result<Vec<Chunk>, StoreError> {
+        self.home.headroom().await?;
         let cells = self.grid.touched(&slab.region);
         let stored = futures::stream::iter(cells).map(|cell| self.clone().store_cell(cell, slab.clone(), bytes.clone()));
         // All are awaited, even after one has failed: a backend may finish a put whose caller has gone.

@@ -15,6 +15,10 @@ pub(crate) fn parse<T: DeserializeOwned + Versioned>(what: &str, json: &[u8]) ->
     if json.len() > MAX_JSON {
         return Err(refuse(format!("{} bytes; at most {MAX_JSON} are read", json.len())));
     }
+    // serde would take an array for a struct, its items for the fields in their order.
+    if json.trim_ascii_start().first() != Some(&b'{') {
+        return Err(refuse("not a JSON object, which begins with {".to_owned()));
+    }
     let request: T = serde_json::from_slice(json).map_err(|e| refuse(e.to_string()))?;
     match request.version() {
         VERSION => Ok(request),
@@ -163,6 +167,17 @@ mod tests {
         assert_eq!((key.as_str(), ticket.slice["token"]), ("ns/k", [512, 1024]));
         let again = Ticket::parse(&serde_json::to_vec(&ticket).unwrap()).unwrap().1;
         assert_eq!(again, ticket);
+    }
+
+    #[test]
+    fn only_objects_are_requests() {
+        for body in [&br#"[1,"ns/k"]"#[..], b" [1]", b"1", b"null", b"\"ns/k\"", b" "] {
+            let refused = KeyRequest::parse(body).unwrap_err();
+            assert_eq!(refused.code, Code::BadRequest, "{refused}");
+            assert!(EmptyRequest::parse(body).is_err() && ListRequest::parse(body).is_err() && DeleteRequest::parse(body).is_err());
+            assert!(crate::PutOptions::from_command(body).is_err());
+        }
+        assert_eq!(KeyRequest::parse(b" \n\t{\"v\":1,\"key\":\"ns/k\"}").unwrap().as_str(), "ns/k");
     }
 
     #[test]

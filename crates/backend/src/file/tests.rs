@@ -127,6 +127,7 @@ async fn a_full_disk_is_out_of_space() {
     let stats = backend.stats().await.unwrap();
     assert_eq!((stats.values, stats.used_bytes), (Some(1), Some(3 << 20)));
     assert!(stats.available_bytes.unwrap() <= 1 << 20);
+    assert_eq!((stats.disk_free_bytes, stats.disk_bytes), (stats.available_bytes, Some(4 << 20)));
     assert!(backend.delete("a").await.unwrap());
     put(&backend, "b", 2 << 20).await.unwrap();
     drop(backend);

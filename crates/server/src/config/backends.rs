@@ -10,6 +10,8 @@ use super::{Backend, ObjectPlace, RocksCompression};
 
 /// Kinds of this version.
 const KINDS: [&str; 4] = ["memory", "file", "rocksdb", "object"];
+/// Settings of any kind of backend.
+pub(super) const SETTINGS: [&str; 8] = ["kind", "path", "url", "max_size", "compression", "cache_size", "write_buffer_size", "options"];
 /// Kinds that are known but not built yet.
 const PLANNED: [&str; 6] = ["redis", "postgres", "postgresql", "mysql", "sqlite", "sled"];
 /// What people call an object store.

@@ -40,7 +40,7 @@ pub struct Server {
     pub listen: SocketAddr,
     /// `data_dir`: the folder of the catalog, the lock and of backends without a path of their own. Default: `./data`.
     pub data_dir: PathBuf,
-    /// `drain_timeout`: how long running calls may go on after a signal to stop. Default: 30 s.
+    /// `drain_timeout`: how long running calls may go on after a signal to stop, before they are cut off. Default: 30 s.
     pub drain_timeout: Duration,
 }
 
@@ -48,7 +48,7 @@ pub struct Server {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Memory {
     /// `limit`: bytes of hot tier, memory backends, RocksDB's cache, bodies in flight and codec buffers together. Default: half of what the
-    /// machine or the container has, at most 4 GiB, at least 256 MiB.
+    /// machine or the container has, at most 4 GiB, at least 256 MiB. 96 MiB must be left of it by memory backends and RocksDB.
     pub limit: u64,
 }
 
@@ -218,7 +218,7 @@ pub struct Flags {
 pub struct Sources<'a> {
     /// Name (for messages) and text of the file.
     pub file: Option<(&'a str, &'a str)>,
-    /// Environment variables; only `SIRA_A__B` are read.
+    /// Environment variables; only `SIRA_A__B` are read, and `SIRA_A_B` is refused where `SIRA_A__B` is a setting.
     pub environment: Vec<(String, String)>,
     /// Flags.
     pub flags: Flags,

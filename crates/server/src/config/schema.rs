@@ -25,6 +25,42 @@ const WORKING_MEMORY: u64 = (64 << 20) + RocksKv::MEMORY;
 /// Routing strategies that are known but not built yet.
 const PLANNED_STRATEGIES: [&str; 5] = ["intelligent", "performance", "cost", "load_balanced", "learned"];
 
+/// Every setting that has a fixed name, for [`meant`]; those of backends have the backend's name in them.
+const SETTINGS: [&str; 23] = [
+    "server.listen",
+    "server.data_dir",
+    "server.drain_timeout",
+    "memory.limit",
+    "storage.default_backend",
+    "storage.record_backend",
+    "storage.enable_caching",
+    "storage.consistency",
+    "storage.ttl_default",
+    "storage.routing.strategy",
+    "storage.routing.rules",
+    "storage.compression.default_algorithm",
+    "storage.compression.level",
+    "storage.encryption.enabled",
+    "storage.encryption.algorithm",
+    "storage.encryption.key_rotation_interval",
+    "storage.monitoring.metrics_collection_interval",
+    "storage.monitoring.alert_on_high_latency",
+    "storage.monitoring.alert_on_storage_full",
+    "storage.maintenance.scrub_interval",
+    "storage.maintenance.reap_interval",
+    "storage.maintenance.tombstone_grace",
+    "storage.maintenance.orphan_age",
+];
+
+/// The path of the setting that a variable means whose parts have one underscore between them, such as `memory_limit`.
+pub(super) fn meant(given: &str) -> Option<String> {
+    if let Some(backend) = given.strip_prefix("storage_backends_") {
+        let named = |key: &str| backend.strip_suffix(key)?.strip_suffix('_').filter(|name| !name.is_empty());
+        return backends::SETTINGS.into_iter().find_map(|key| Some(format!("storage.backends.{}.{key}", named(key)?)));
+    }
+    SETTINGS.into_iter().find(|path| path.replace('.', "_") == given).map(str::to_owned)
+}
+
 /// The backends of a server that is told none: `rocksdb`, and `object` for large tensors. Laid under the environment, so that one variable
 /// can change a part of them.
 pub(super) fn add_built_in_backends(tree: &mut Table) {

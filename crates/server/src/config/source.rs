@@ -118,17 +118,31 @@ fn convert(source: &DeValue<'_>, at: &dyn Fn(usize) -> Origin) -> Value {
     }
 }
 
-/// Lays the environment's settings (`SIRA_MEMORY__LIMIT`) over the tree. A variable without `__` is not a setting: `SIRA_URL`, `SIRA_LOG`.
+/// Lays the environment's settings (`SIRA_MEMORY__LIMIT`) over the tree. A variable without `__` is not a setting: `SIRA_URL`, `SIRA_LOG`;
+/// but one that would be a setting with `__` is refused, since whoever wrote it believes that it counts.
 pub(super) fn overlay_environment(tree: &mut Table, variables: impl IntoIterator<Item = (String, String)>, problems: &mut Vec<Problem>) {
     for (name, text) in variables {
-        let Some(path) = name.strip_prefix("SIRA_").filter(|path| path.contains("__")) else { continue };
+        let Some(path) = name.strip_prefix("SIRA_") else { continue };
         let origin = Origin::Env(name.as_str().into());
+        if !path.contains("__") {
+            if let Some(meant) = super::schema::meant(&path.to_ascii_lowercase()) {
+                let message =
+                    format!("did you mean SIRA_{}? The parts of a setting's name have two underscores between them", spelled(&meant));
+                problems.push(Problem { origin, message });
+            }
+            continue;
+        }
         let path = path.to_ascii_lowercase();
         match scalar_or_toml(&text, &origin) {
             Ok(value) => set(tree, &path.split("__").collect::<Vec<_>>(), Node { origin, value }, problems),
             Err(message) => problems.push(Problem { origin, message }),
         }
     }
+}
+
+/// A setting's path as a variable spells it, without the `SIRA_`.
+fn spelled(path: &str) -> String {
+    path.replace('.', "__").to_ascii_uppercase()
 }
 
 /// Text as it is, unless it is a TOML list or table: the one way to write routing rules in a variable.

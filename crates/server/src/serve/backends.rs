@@ -1,5 +1,6 @@
 //! From configuration to an opened store.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use sira_backend::probe::probe_create_if_absent;
 use sira_backend::rocks::{self, RocksBackend, RocksOptions};
 use sira_backend::{BackendError, StorageBackend};
 use sira_store::catalog::RocksKv;
-use sira_store::{Rule, Seams, StorageClient, StoreOptions};
+use sira_store::{Rule, Seams, StorageClient, StoreError, StoreOptions};
 
 use crate::Failure;
 use crate::config::{Backend, Config, ObjectPlace, RocksCompression};
@@ -23,10 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure> {
     let storage = &config.storage;
     let catalog_folder = config.server.data_dir.join("catalog");
-    let catalog = blocking(move || RocksKv::open(&catalog_folder)).await.map_err(|error| Failure::with("catalog", error))?;
-    let store = StorageClient::new(options(config), Seams::system(), Arc::new(catalog)).map_err(|error| Failure::with("catalog", error))?;
+    let catalog = blocking(move || RocksKv::open(&catalog_folder)).await.map_err(|error| catalog_failed(&error))?;
+    let store = StorageClient::new(options(config), Seams::system(), Arc::new(catalog)).map_err(not_started)?;
     for (name, backend) in &storage.backends {
-        let failed = |error: BackendError| Failure::with(format_args!("backend {name}"), error);
+        let failed = |error: BackendError| Failure::with(format_args!("backend {name}"), cause(&error));
         let opened = open_backend(backend).await.map_err(failed)?;
         if *name == storage.record_backend {
             probe_create_if_absent(opened.as_ref()).await.map_err(failed)?;
@@ -40,7 +41,7 @@ pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure
         let rule = Rule::new(pattern, bytes, &rule.backend).map_err(|error| Failure::Failed(error.to_string()))?;
         store.add_strategy(Box::new(rule));
     }
-    store.start().await.map_err(|error| Failure::with("the store does not start", error))?;
+    store.start().await.map_err(not_started)?;
     Ok(store)
 }
 
@@ -99,8 +100,42 @@ async fn open_backend(backend: &Backend) -> Result<Arc<dyn StorageBackend>, Back
 
 /// RocksDB makes the last folder of its path only.
 fn open_rocksdb(path: &Path, options: RocksOptions) -> Result<RocksBackend, BackendError> {
-    std::fs::create_dir_all(path).map_err(|error| BackendError::Config(format!("cannot make {}: {error}", path.display())))?;
+    std::fs::create_dir_all(path).map_err(|error| {
+        let reason = format!("cannot make {}: {error}", path.display());
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => BackendError::OutOfSpace(reason),
+            _ => BackendError::Config(reason),
+        }
+    })?;
     RocksBackend::open(path, options)
+}
+
+/// Why a start fails, for whoever has to do something about it.
+fn cause(error: &BackendError) -> String {
+    match error {
+        BackendError::Corrupt(reason) => format!("its files are damaged: {reason}. Restore them from a copy"),
+        BackendError::OutOfSpace(reason) => format!("there is no room left: {reason}. Make room, then start again"),
+        // It says itself what is wrong, and not always is it the configuration: another process may have the folder open.
+        BackendError::Config(reason) => reason.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn catalog_failed(error: &BackendError) -> Failure {
+    let index = "No tensor is lost by this: the catalog is only an index, which the server rebuilds by itself where it is damaged or gone";
+    Failure::Failed(match error {
+        BackendError::Config(reason) => format!("catalog: {reason}"),
+        BackendError::Corrupt(reason) => format!("catalog: it is damaged: {reason}. {index}: start it again"),
+        _ => format!("catalog: {}. {index}", cause(error)),
+    })
+}
+
+fn not_started(error: StoreError) -> Failure {
+    match &error {
+        StoreError::Backend { backend, source } if backend == "catalog" => catalog_failed(source),
+        StoreError::Backend { backend, source } => Failure::with(format_args!("backend {backend}"), cause(source)),
+        _ => Failure::with("the store does not start", error),
+    }
 }
 
 fn in_memory(bytes: u64) -> usize {
@@ -112,4 +147,23 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, BackendErr
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(BackendError::Unavailable { context: "opening it was cut off".into(), source: Box::new(error) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_start_says_what_is_wrong_in_plain_words() {
+        let damaged = cause(&BackendError::Corrupt("checksum mismatch in 000012.sst".into()));
+        assert!(damaged.starts_with("its files are damaged: checksum mismatch in 000012.sst."), "{damaged}");
+        let full = cause(&BackendError::OutOfSpace("cannot open it: No space left on device".into()));
+        assert!(full.starts_with("there is no room left: "), "{full}");
+        assert_eq!(cause(&BackendError::Config("another process has it open".into())), "another process has it open");
+        let full = BackendError::OutOfSpace("the disk is full".into());
+        let catalog = not_started(StoreError::Backend { backend: "catalog".into(), source: full }).to_string();
+        assert!(catalog.starts_with("catalog: there is no room left: ") && catalog.contains("only an index"), "{catalog}");
+        let damaged = catalog_failed(&BackendError::Corrupt("a bad block".into())).to_string();
+        assert!(damaged.contains("it is damaged: a bad block.") && damaged.ends_with("start it again"), "{damaged}");
+    }
 }

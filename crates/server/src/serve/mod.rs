@@ -1,6 +1,7 @@
 //! The server: start-up, the one line that says it is ready, and the drain at its end.
 
 mod backends;
+mod calls;
 mod lock;
 
 use std::io::{self, IsTerminal, Write};
@@ -16,9 +17,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::Failure;
 use crate::config::Config;
+use calls::Calls;
 
 /// Serves until SIGTERM or SIGINT, then drains: no new calls, running ones to their end or the configured time, unwritten tensors to
-/// their backends.
+/// their backends. Calls that are cut off are no failure; a tensor that could not be written is one.
 ///
 /// The order of the start: log, lock of the data folder, port (so that a server that cannot listen touches no data), catalog and
 /// backends, and, once calls are answered, the line on standard output.
@@ -36,7 +38,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let serving = store.clone();
-    let mut server = tokio::spawn(async move { sira_flight::serve(serving, listener, shutdown).await.map_err(|error| error.to_string()) });
+    let mut calls = Calls::run(async move { sira_flight::serve(serving, listener, shutdown).await.map_err(|error| error.to_string()) })?;
     announce(address)?;
 
     let ended = tokio::select! {
@@ -44,40 +46,45 @@ pub async fn run(config: Config) -> Result<(), Failure> {
             tracing::info!(signal = name, "draining");
             None
         }
-        ended = &mut server => Some(ended),
+        ended = calls.ended() => Some(ended),
     };
     if let Some(ended) = ended {
-        return Err(Failure::Failed(match ended {
-            Ok(Err(error)) => format!("the server ended: {error}"),
-            Ok(Ok(())) => "the server ended".to_owned(),
-            Err(error) => format!("the server ended: {error}"),
-        }));
+        return Err(Failure::with("the server ended", ended.err().unwrap_or_else(|| "nobody asked it to".to_owned())));
     }
     let _ = stop.send(true);
     let drained = tokio::select! {
-        drained = time::timeout(config.server.drain_timeout, drain(&store, &mut server)) => drained,
-        name = signals.next() => return Err(Failure::Failed(format!("stopped by a second {name} before the drain was over"))),
+        drained = drain(&store, &mut calls, config.server.drain_timeout) => drained.map_err(|error| Failure::with("the drain failed", error)),
+        name = signals.next() => Err(Failure::Failed(format!("stopped by a second {name} before the drain was over"))),
     };
-    server.abort();
+    calls.cut_off().await;
     if let Some(log) = log {
         log.abort();
     }
     drop(lock);
-    match drained {
-        Ok(Ok(())) => {
-            tracing::info!("stopped");
-            Ok(())
-        }
-        Ok(Err(error)) => Err(Failure::with("the drain failed", error)),
-        Err(_) => Err(Failure::Failed(format!("calls were still running after {:?}; they were cut off", config.server.drain_timeout))),
-    }
+    drained?;
+    tracing::info!("stopped");
+    Ok(())
 }
 
-/// Lets running calls end while the store refuses new writes, then writes what is still only in memory.
-async fn drain(store: &StorageClient, server: &mut tokio::task::JoinHandle<Result<(), String>>) -> Result<(), String> {
-    let (written, served) = tokio::join!(store.drain(), server);
-    written.map_err(|error| error.to_string())?;
-    served.map_err(|error| error.to_string())?
+/// Lets running calls end, for `patience` at most, while the store refuses new writes, then writes what is still only in memory.
+async fn drain(store: &StorageClient, calls: &mut Calls, patience: Duration) -> Result<(), String> {
+    // It waits for the puts that run: those that are cut off below count as ended. A task of its own, so that nothing interrupts it.
+    let unwritten = tokio::spawn({
+        let store = store.clone();
+        async move { store.drain().await }
+    });
+    match time::timeout(patience, calls.ended()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error, "the server ended badly"),
+        Err(_) => {
+            tracing::warn!(
+                "calls were still running after {} s; they are cut off, and what they were putting is not stored",
+                patience.as_secs_f64()
+            );
+            calls.cut_off().await;
+        }
+    }
+    unwritten.await.map_err(|error| error.to_string())?.map_err(|error| format!("some tensors are not written: {error}"))
 }
 
 /// Logs to standard error; `SIRA_LOG` filters as `RUST_LOG` does elsewhere (`debug`, `sira_store=trace`).
