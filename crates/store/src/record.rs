@@ -302,6 +302,16 @@ mod tests {
         assert_eq!(TensorRecord::from_bytes("x", &tombstone.to_bytes()).unwrap(), tombstone);
     }
 
+    /// Written by format 1 and never changed: what it says must stay readable.
+    #[test]
+    fn the_golden_record_reads_as_it_was_written() {
+        if std::env::var_os("SIRA_WRITE_GOLDEN").is_some() {
+            std::fs::write("golden/record-1.bin", record().to_bytes()).unwrap();
+        }
+        let golden = std::fs::read("golden/record-1.bin").unwrap();
+        assert_eq!(TensorRecord::from_bytes("golden", &golden).unwrap(), record());
+    }
+
     #[test]
     fn any_flipped_bit_is_seen() {
         let good = record().to_bytes();

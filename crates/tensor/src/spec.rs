@@ -190,6 +190,15 @@ mod tests {
         assert_eq!(TensorSpec::from_bytes(&kv().to_bytes()), Ok(kv()));
     }
 
+    /// Written by format 1 and never changed: what it says must stay readable.
+    #[test]
+    fn the_golden_spec_reads_as_it_was_written() {
+        if std::env::var_os("SIRA_WRITE_GOLDEN").is_some() {
+            std::fs::write("golden/spec-1.bin", kv().to_bytes()).unwrap();
+        }
+        assert_eq!(TensorSpec::from_bytes(&std::fs::read("golden/spec-1.bin").unwrap()), Ok(kv()));
+    }
+
     #[test]
     fn mutated_bytes_never_panic() {
         let good = kv().to_bytes();
