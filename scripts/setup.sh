@@ -8,8 +8,8 @@ command -v cargo >/dev/null || { echo "sira: no cargo; install Rust with rustup 
 
 missing=()
 command -v g++ >/dev/null || missing+=(g++)
-# bindgen reads RocksDB's C header with libclang.
-compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null || missing+=(libclang-dev)
+# bindgen reads RocksDB's C header with libclang. (libclang-cpp, which other packages bring, is another library.)
+[ -n "${LIBCLANG_PATH:-}" ] || compgen -G '/usr/lib/llvm-*/lib/libclang.so' >/dev/null || missing+=(libclang-dev)
 # The FlatBuffers compiler, which checks the generated code, is built with it.
 command -v cmake >/dev/null || missing+=(cmake)
 [ "${1:-}" = packages ] || python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
