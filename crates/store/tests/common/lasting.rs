@@ -16,7 +16,6 @@ pub struct Process {
     pub crashed: tokio::sync::Notify,
 }
 
-#[allow(dead_code, reason = "not every test file that includes this module uses it")]
 impl Process {
     /// Crashes at the call after `calls` others.
     pub fn crash_after(&self, calls: i64) {
@@ -67,13 +66,11 @@ impl Lasting {
     }
 
     /// Lets `count` more puts succeed.
-    #[allow(dead_code, reason = "not every test file that includes this module uses it")]
     pub fn fail_after(&self, count: u32) {
         self.puts_left.store(count, Ordering::SeqCst);
     }
 
     /// Flips one bit of a value.
-    #[allow(dead_code, reason = "not every test file that includes this module uses it")]
     pub async fn flip(&self, name: &str, at: usize) {
         let mut value = self.inner.get(name, None).await.unwrap().unwrap().to_vec();
         value[at] ^= 0x10;
@@ -81,12 +78,10 @@ impl Lasting {
     }
 
     /// Puts a value that no store knows of.
-    #[allow(dead_code, reason = "not every test file that includes this module uses it")]
     pub async fn plant(&self, name: &str) {
         self.inner.put(name, vec![1, 2, 3].into(), PutOptions::default()).await.unwrap();
     }
 
-    #[allow(dead_code, reason = "not every test file that includes this module uses it")]
     pub async fn names(&self, prefix: &str) -> Vec<String> {
         self.inner.list_keys(prefix, None, usize::MAX).await.unwrap()
     }

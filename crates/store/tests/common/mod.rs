@@ -20,7 +20,6 @@ pub struct World {
     pub small: Arc<Lasting>,
     pub large: Arc<Lasting>,
     pub catalog: Arc<MemoryKv>,
-    #[allow(dead_code, reason = "not every test file that includes this module uses it")]
     pub process: Arc<Process>,
 }
 
