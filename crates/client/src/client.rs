@@ -181,7 +181,7 @@ struct Empty {
 
 fn key_request(key: &str) -> Result<KeyRequest, ClientError> {
     let key: Key = key.parse()?;
-    Ok(KeyRequest { v: VERSION, key: key.to_string() })
+    Ok(KeyRequest { v: VERSION, key: key.to_string(), kv_spec: None })
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, ClientError> {

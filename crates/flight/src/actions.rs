@@ -45,10 +45,10 @@ pub(crate) async fn run(store: &StorageClient, action: &Action) -> Result<Vec<u8
     let body = &action.body;
     let wire = |e: WireError| of_wire(&e);
     match action.r#type.as_str() {
-        "info" => json(&store.info(&KeyRequest::parse(body).map_err(wire)?).map_err(of_store)?),
+        "info" => json(&store.info(&KeyRequest::parse(body).map_err(wire)?.0).map_err(of_store)?),
         "exists" => {
-            let version = store.exists(&KeyRequest::parse(body).map_err(wire)?).map_err(of_store)?;
-            json(&ExistsAnswer { exists: version.is_some(), version })
+            let version = store.exists(&KeyRequest::parse(body).map_err(wire)?.0).map_err(of_store)?;
+            json(&ExistsAnswer { exists: version.is_some(), version, cache: false })
         }
         "delete" => {
             let (key, version) = DeleteRequest::parse(body).map_err(wire)?;

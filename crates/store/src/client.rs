@@ -461,6 +461,8 @@ impl Inner {
             created_ms: record.created_ms,
             expires_ms: record.expires_ms,
             attributes: spec.attributes().clone(),
+            kv_spec: None,
+            parts: Vec::new(),
         })
     }
 }

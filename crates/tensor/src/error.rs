@@ -37,6 +37,12 @@ pub enum TensorError {
     /// The bytes are not a TensorSpec.
     #[error("not a tensor specification: {0}")]
     BadSpec(String),
+    /// A layout of a KV cache that makes no sense, or that a tensor does not follow.
+    #[error("kv spec: {0}")]
+    BadKvSpec(String),
+    /// A part that cannot be.
+    #[error("bad part: {0}")]
+    BadPart(String),
     /// A column that carries no tensor.
     #[error("bad column: {0}")]
     BadCarrier(String),

@@ -10,6 +10,7 @@ mod generated {
     pub mod spec;
 }
 pub mod grid;
+pub mod kv;
 pub mod shape;
 mod spec;
 

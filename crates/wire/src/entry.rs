@@ -37,6 +37,36 @@ pub struct Entry {
     pub created_ms: u64,
     /// When it expires, on the same clock.
     pub expires_ms: Option<u64>,
+    /// The client's attributes; of a key with several parts, each has its own.
+    pub attributes: BTreeMap<String, String>,
+    /// Hash of the kv spec that it follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_spec: Option<String>,
+    /// The parts of a key that has several; `dtype` is then [`PARTS`], and `shape` and `axes` are empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartEntry>,
+}
+
+/// What stands for the element type of a key with several parts.
+pub const PARTS: &str = "parts";
+
+/// What a server says of one part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartEntry {
+    /// Its name.
+    pub name: String,
+    /// Element type, by ml_dtypes' name.
+    pub dtype: String,
+    /// Extents.
+    pub shape: Vec<u64>,
+    /// Axis names; empty when unnamed.
+    pub axes: Vec<String>,
+    /// Bytes of the part.
+    pub nbytes: u64,
+    /// Bytes of its home copy as stored.
+    pub stored_bytes: u64,
+    /// Codec chain of the home copy's policy.
+    pub codec: String,
     /// The client's attributes.
     pub attributes: BTreeMap<String, String>,
 }
@@ -60,6 +90,9 @@ pub struct ExistsAnswer {
     /// Its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
+    /// Whether its namespace is a cache, where a server that does not answer is a miss.
+    #[serde(default)]
+    pub cache: bool,
 }
 
 /// The answer of `delete`.

@@ -35,9 +35,15 @@ pub enum Code {
     Backend,
     /// A defect of Sira.
     Internal,
+    /// The key has several parts, and the request takes one.
+    HasParts,
+    /// No such kv spec is registered.
+    UnknownKvSpec,
+    /// The namespace is read-only.
+    ReadOnly,
 }
 
-const CODES: [(Code, &str); 15] = [
+const CODES: [(Code, &str); 18] = [
     (Code::BadKey, "SIRA_BAD_KEY"),
     (Code::BadRequest, "SIRA_BAD_REQUEST"),
     (Code::BadTensor, "SIRA_BAD_TENSOR"),
@@ -53,6 +59,9 @@ const CODES: [(Code, &str); 15] = [
     (Code::ShuttingDown, "SIRA_SHUTTING_DOWN"),
     (Code::Backend, "SIRA_BACKEND"),
     (Code::Internal, "SIRA_INTERNAL"),
+    (Code::HasParts, "SIRA_HAS_PARTS"),
+    (Code::UnknownKvSpec, "SIRA_UNKNOWN_KV_SPEC"),
+    (Code::ReadOnly, "SIRA_READ_ONLY"),
 ];
 
 impl Code {

@@ -65,7 +65,7 @@ impl FromStr for Key {
 }
 
 /// Enough of a refused text to recognise it; it may be of any length.
-fn shortened(text: &str) -> String {
+pub(crate) fn shortened(text: &str) -> String {
     let mut short: String = text.chars().take(80).collect();
     if short.len() < text.len() {
         short.push('…');

@@ -3,10 +3,12 @@
 mod entry;
 mod error;
 mod key;
+pub mod many;
+pub mod namespace;
 mod options;
 mod request;
 
-pub use entry::{DeleteAnswer, Entry, ExistsAnswer, ListAnswer, PutAnswer};
+pub use entry::{DeleteAnswer, Entry, ExistsAnswer, ListAnswer, PARTS, PartEntry, PutAnswer};
 pub use error::{Code, WireError};
 pub use key::{Key, MAX_KEY, MAX_NAMESPACE};
 pub use options::{Condition, Consistency, PutOptions, metadata};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sira_tensor::DType;
 
+use crate::key::shortened;
 use crate::request::{Versioned, parse, versioned};
 use crate::{Code, Key, WireError};
 
@@ -27,6 +28,8 @@ pub mod metadata {
     pub const CONSISTENCY: &str = "sira.consistency";
     /// Condition.
     pub const IF: &str = "sira.if";
+    /// Hash of a registered kv spec.
+    pub const KV_SPEC: &str = "sira.kv_spec";
     /// What attribute names start with.
     pub const ATTRIBUTE_PREFIX: &str = "sira.attr.";
 }
@@ -114,6 +117,8 @@ pub struct PutOptions {
     pub consistency: Option<Consistency>,
     /// Condition.
     pub condition: Option<Condition>,
+    /// Hash of the kv spec that it follows.
+    pub kv_spec: Option<String>,
     /// The client's own attributes.
     pub attributes: BTreeMap<String, String>,
 }
@@ -138,6 +143,8 @@ struct Command {
     consistency: Option<String>,
     #[serde(default, rename = "if", skip_serializing_if = "Option::is_none")]
     condition: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kv_spec: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     attributes: BTreeMap<String, String>,
 }
@@ -163,10 +170,11 @@ impl PutOptions {
                 metadata::CODEC => options.codec = Some(value.clone()),
                 metadata::TTL => options.ttl = Some(value.parse().map_err(|_| bad_ttl(value))?),
                 metadata::CONSISTENCY => options.consistency = Some(value.parse()?),
+                metadata::KV_SPEC => options.kv_spec = Some(value.clone()),
                 metadata::IF => options.condition = Some(value.parse()?),
                 _ => {
                     return Err(refuse(format!(
-                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if and .attr.NAME"
+                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if, .kv_spec and .attr.NAME"
                     )));
                 }
             }
@@ -186,6 +194,7 @@ impl PutOptions {
             (metadata::TTL, self.ttl.map(|v| v.to_string())),
             (metadata::CONSISTENCY, self.consistency.map(|v| v.to_string())),
             (metadata::IF, self.condition.map(|v| v.to_string())),
+            (metadata::KV_SPEC, self.kv_spec.clone()),
         ];
         entries.extend(fields.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
         entries
@@ -202,22 +211,36 @@ impl PutOptions {
             ttl: command.ttl,
             consistency: command.consistency.as_deref().map(str::parse).transpose()?,
             condition: command.condition.as_deref().map(str::parse).transpose()?,
+            kv_spec: command.kv_spec,
             attributes: command.attributes,
         };
         Ok((command.key.parse()?, options.checked()?))
     }
 
     fn checked(self) -> Result<PutOptions, WireError> {
-        match self.ttl {
-            Some(0) => Err(bad_ttl("0")),
-            // Past this, adding it to any clock overflows.
-            Some(ttl) if ttl > u64::MAX / 4000 => Err(bad_ttl(&ttl.to_string())),
-            _ => Ok(self),
-        }
+        check_ttl(self.ttl)?;
+        self.kv_spec.as_deref().map_or(Ok(()), check_kv_spec)?;
+        Ok(self)
     }
 }
 
-fn dtype(name: &str) -> Result<DType, WireError> {
+pub(crate) fn check_ttl(ttl: Option<u64>) -> Result<(), WireError> {
+    match ttl {
+        Some(0) => Err(bad_ttl("0")),
+        // Past this, adding it to any clock overflows.
+        Some(ttl) if ttl > u64::MAX / 4000 => Err(bad_ttl(&ttl.to_string())),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn check_kv_spec(hash: &str) -> Result<(), WireError> {
+    match sira_tensor::kv::is_hash(hash) {
+        true => Ok(()),
+        false => Err(refuse(format!("kv_spec is {:?}; it is the hash that registering one gave: 64 hexadecimal digits", shortened(hash)))),
+    }
+}
+
+pub(crate) fn dtype(name: &str) -> Result<DType, WireError> {
     name.parse().map_err(|e: sira_tensor::TensorError| WireError::new(Code::BadTensor, e.to_string()))
 }
 
@@ -225,7 +248,7 @@ fn bad_ttl(value: &str) -> WireError {
     refuse(format!("ttl is {value}; it is a whole number of seconds, 1 or more"))
 }
 
-fn refuse(reason: String) -> WireError {
+pub(crate) fn refuse(reason: String) -> WireError {
     WireError::new(Code::BadRequest, reason)
 }
 

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::options::check_kv_spec;
 use crate::{Code, Key, VERSION, WireError};
 
 /// Bytes of a JSON request; more is refused before it is parsed.
-const MAX_JSON: usize = 1 << 20;
+const MAX_JSON: usize = 8 << 20;
 
 /// Parses the JSON of a request and checks its `v`.
 pub(crate) fn parse<T: DeserializeOwned + Versioned>(what: &str, json: &[u8]) -> Result<T, WireError> {
@@ -50,18 +51,28 @@ pub struct Ticket {
     /// A half-open range for each axis named.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub slice: BTreeMap<String, [u64; 2]>,
+    /// The part, of a key that has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
+    /// Hash of the kv spec that the tensor must follow: any other is a miss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_spec: Option<String>,
+    /// Take only bytes that are exactly those that were put: a lossy copy is a miss. Default: what the namespace says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<bool>,
 }
 
 impl Ticket {
     /// A ticket for the whole of `key`.
     pub fn whole(key: &Key) -> Ticket {
-        Ticket { v: VERSION, key: key.to_string(), version: None, slice: BTreeMap::new() }
+        Ticket { v: VERSION, key: key.to_string(), version: None, slice: BTreeMap::new(), part: None, kv_spec: None, exact: None }
     }
 
     /// Reads a ticket: `ns/key`, or JSON (first byte `{`).
     pub fn parse(bytes: &[u8]) -> Result<(Key, Ticket), WireError> {
         if bytes.first() == Some(&b'{') {
             let ticket: Ticket = parse("ticket", bytes)?;
+            ticket.kv_spec.as_deref().map_or(Ok(()), check_kv_spec)?;
             return Ok((ticket.key.parse()?, ticket));
         }
         let text = std::str::from_utf8(bytes).map_err(|_| WireError::new(Code::BadRequest, "ticket: neither JSON nor a key in UTF-8"))?;
@@ -78,12 +89,17 @@ pub struct KeyRequest {
     pub v: u32,
     /// The key's text.
     pub key: String,
+    /// Hash of the kv spec that the key must follow: any other is a miss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_spec: Option<String>,
 }
 
 impl KeyRequest {
-    /// Reads an action's body.
-    pub fn parse(body: &[u8]) -> Result<Key, WireError> {
-        parse::<KeyRequest>("body", body)?.key.parse()
+    /// Reads an action's body: the key, and the kv spec that is demanded.
+    pub fn parse(body: &[u8]) -> Result<(Key, Option<String>), WireError> {
+        let request = parse::<KeyRequest>("body", body)?;
+        request.kv_spec.as_deref().map_or(Ok(()), check_kv_spec)?;
+        Ok((request.key.parse()?, request.kv_spec))
     }
 }
 
@@ -177,7 +193,7 @@ mod tests {
             assert!(EmptyRequest::parse(body).is_err() && ListRequest::parse(body).is_err() && DeleteRequest::parse(body).is_err());
             assert!(crate::PutOptions::from_command(body).is_err());
         }
-        assert_eq!(KeyRequest::parse(b" \n\t{\"v\":1,\"key\":\"ns/k\"}").unwrap().as_str(), "ns/k");
+        assert_eq!(KeyRequest::parse(b" \n\t{\"v\":1,\"key\":\"ns/k\"}").unwrap().0.as_str(), "ns/k");
     }
 
     #[test]

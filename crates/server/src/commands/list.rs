@@ -75,6 +75,8 @@ mod tests {
             created_ms: 0,
             expires_ms: None,
             attributes: Default::default(),
+            kv_spec: None,
+            parts: Vec::new(),
         };
         let entries = [entry("ns/a", &[], 2, &["memory"]), entry("ns/long", &[30, 2, 1536], 35_389_440, &["memory", "object"])];
         let expected = "KEY      SHAPE      DTYPE         SIZE  WHERE\n\

@@ -1,0 +1,280 @@
+//! Namespaces: what holds for all keys of one.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sira_tensor::kv::KvSpec;
+
+use crate::key::MAX_NAMESPACE;
+use crate::options::{check_kv_spec, check_ttl, refuse};
+use crate::request::{Versioned, parse, versioned};
+use crate::{Code, Consistency, Key, WireError};
+
+versioned!(NamespaceRequest, KvSpecRequest, RouteRequest);
+
+/// What a namespace is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Keeps what it acknowledged; full is an error, and so is damage.
+    #[default]
+    Store,
+    /// Evicts what was used least recently at its limits; damage is a miss.
+    Cache,
+}
+
+/// What holds for the keys of a namespace. What is absent is as the server is configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Cache or store.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Refuse puts and deletes.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Take and give only bytes that are exactly those that were put: lossy codecs are refused, a lossy copy is a miss.
+    #[serde(default)]
+    pub exact: bool,
+    /// Level of puts that do not say. Default of a cache: weak.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<Consistency>,
+    /// Seconds to live of puts that do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<u64>,
+    /// Bytes that its tensors may take in a tier: `memory`, or the name of a backend.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, u64>,
+    /// Codec chain of puts that do not say, by the backend that becomes their home.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub codecs: BTreeMap<String, String>,
+}
+
+impl Policy {
+    /// Checks what needs no knowledge of the server.
+    pub fn check(&self) -> Result<(), WireError> {
+        check_ttl(self.ttl)?;
+        match self.limits.iter().find(|(_, bytes)| **bytes == 0) {
+            Some((tier, _)) => Err(refuse(format!("limits.{tier} is 0; a limit is bytes above 0"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The body of `namespace_set` and `namespace_reset`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamespaceRequest {
+    /// Version of the contract.
+    pub v: u32,
+    /// Its name.
+    pub namespace: String,
+    /// What is to hold, all of it; of `namespace_set` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
+}
+
+impl NamespaceRequest {
+    /// Reads an action's body.
+    pub fn parse(body: &[u8]) -> Result<NamespaceRequest, WireError> {
+        let request: NamespaceRequest = parse("body", body)?;
+        check_namespace(&request.namespace)?;
+        request.policy.as_ref().map_or(Ok(()), Policy::check)?;
+        Ok(request)
+    }
+}
+
+/// Whether `name` can be a namespace.
+pub fn check_namespace(name: &str) -> Result<(), WireError> {
+    let key: Result<Key, WireError> = format!("{name}/x").parse();
+    match key {
+        Ok(key) if key.namespace() == name => Ok(()),
+        _ => Err(WireError::new(
+            Code::BadKey,
+            format!("{name:?} is no namespace: 1 to {MAX_NAMESPACE} bytes without / and control characters"),
+        )),
+    }
+}
+
+/// What a server says of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceEntry {
+    /// Its name.
+    pub namespace: String,
+    /// What holds for it.
+    pub policy: Policy,
+    /// Where that comes from.
+    pub origin: PolicyOrigin,
+    /// Keys in it.
+    pub keys: u64,
+    /// Raw bytes of their tensors.
+    pub nbytes: u64,
+    /// Bytes they take in each tier.
+    pub bytes: BTreeMap<String, u64>,
+    /// Since the server's start.
+    #[serde(default)]
+    pub operations: NamespaceOperations,
+}
+
+/// What was done in a namespace since the server's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceOperations {
+    /// Puts committed.
+    pub puts: u64,
+    /// Raw bytes of them.
+    pub put_bytes: u64,
+    /// Gets begun.
+    pub gets: u64,
+    /// Raw bytes read.
+    pub get_bytes: u64,
+    /// Gets answered from memory.
+    pub hits: u64,
+    /// Gets and lookups that found nothing.
+    pub misses: u64,
+    /// Keys deleted.
+    pub deletes: u64,
+    /// Keys evicted at a limit.
+    pub evictions: u64,
+}
+
+/// Where a policy comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyOrigin {
+    /// Nobody said anything.
+    #[default]
+    Default,
+    /// The server's configuration, which actions do not change.
+    Configuration,
+    /// An action.
+    Action,
+}
+
+/// The answer of `namespaces`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespacesAnswer {
+    /// In byte order of their names.
+    pub namespaces: Vec<NamespaceEntry>,
+}
+
+/// The body of `kv_spec_put` (with `spec`) and `kv_spec_get` (with `hash`).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvSpecRequest {
+    /// Version of the contract.
+    pub v: u32,
+    /// The spec to register.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<KvSpec>,
+    /// The hash of the spec to look up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<String>,
+}
+
+impl KvSpecRequest {
+    /// Reads the body of `kv_spec_put`: the spec, checked.
+    pub fn parse_put(body: &[u8]) -> Result<KvSpec, WireError> {
+        let request: KvSpecRequest = parse("body", body)?;
+        let (Some(spec), None) = (request.spec, request.hash) else { return Err(refuse("`spec` is wanted, and nothing else".into())) };
+        // Checked, and its element types brought to their names.
+        KvSpec::from_json(spec.canonical().as_bytes()).map_err(|e| WireError::new(Code::BadTensor, e.to_string()))
+    }
+
+    /// Reads the body of `kv_spec_get`: the hash.
+    pub fn parse_get(body: &[u8]) -> Result<String, WireError> {
+        let request: KvSpecRequest = parse("body", body)?;
+        let (None, Some(hash)) = (request.spec, request.hash) else { return Err(refuse("`hash` is wanted, and nothing else".into())) };
+        check_kv_spec(&hash)?;
+        Ok(hash)
+    }
+}
+
+/// The answer of `kv_spec_put` and `kv_spec_get`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KvSpecAnswer {
+    /// The spec's hash.
+    pub hash: String,
+    /// The spec.
+    pub spec: KvSpec,
+}
+
+/// The body of `route`: where a tensor would go.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteRequest {
+    /// Version of the contract.
+    pub v: u32,
+    /// The key's text.
+    pub key: String,
+    /// Bytes of the tensor.
+    pub nbytes: u64,
+    /// Level asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<Consistency>,
+}
+
+impl RouteRequest {
+    /// Reads an action's body.
+    pub fn parse(body: &[u8]) -> Result<(Key, RouteRequest), WireError> {
+        let request: RouteRequest = parse("body", body)?;
+        Ok((request.key.parse()?, request))
+    }
+}
+
+/// The answer of `route`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteAnswer {
+    /// The backend that would become the tensor's home.
+    pub backend: String,
+    /// Each strategy that was asked, in its own words, and its answer; the last one decided.
+    pub steps: Vec<RouteStep>,
+    /// Whether the tensor would lie in its record, for being small.
+    pub inline: bool,
+    /// Whether memory would keep it, room permitting.
+    pub memory: bool,
+    /// Codec chain of its home.
+    pub codec: String,
+    /// The level it would be put with.
+    pub consistency: Consistency,
+}
+
+/// One strategy's word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteStep {
+    /// What it goes by.
+    pub strategy: String,
+    /// The backend it chose, if any.
+    pub backend: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_are_read_and_checked() {
+        let body = br#"{"v":1,"namespace":"kv","policy":{"mode":"cache","limits":{"memory":1000},"codecs":{"object":"zstd"},"ttl":60}}"#;
+        let policy = NamespaceRequest::parse(body).unwrap().policy.unwrap();
+        assert_eq!((policy.mode, policy.limits["memory"], policy.consistency), (Mode::Cache, 1000, None));
+        for bad in [
+            &br#"{"v":1,"namespace":"a/b"}"#[..],
+            br#"{"v":1,"namespace":""}"#,
+            br#"{"v":1,"namespace":"kv","policy":{"mode":"both"}}"#,
+            br#"{"v":1,"namespace":"kv","policy":{"limit":{"memory":1}}}"#,
+            br#"{"v":1,"namespace":"kv","policy":{"limits":{"memory":0}}}"#,
+            br#"{"v":1,"namespace":"kv","policy":{"ttl":0}}"#,
+        ] {
+            assert!(NamespaceRequest::parse(bad).is_err(), "{}", String::from_utf8_lossy(bad));
+        }
+    }
+
+    #[test]
+    fn kv_specs_are_put_whole_and_asked_for_by_hash() {
+        let spec = r#"{"model":"m","block_tokens":16,"parts":[{"dtype":"BF16","axes":["token","dim"]}]}"#;
+        let put = format!(r#"{{"v":1,"spec":{spec}}}"#);
+        let hash = KvSpecRequest::parse_put(put.as_bytes()).unwrap().hash();
+        assert_eq!(hash, KvSpec::from_json(spec.as_bytes()).unwrap().hash());
+        assert_eq!(KvSpecRequest::parse_get(format!(r#"{{"v":1,"hash":"{hash}"}}"#).as_bytes()).unwrap(), hash);
+        assert!(KvSpecRequest::parse_get(br#"{"v":1,"hash":"xyz"}"#).is_err() && KvSpecRequest::parse_put(br#"{"v":1}"#).is_err());
+    }
+}
