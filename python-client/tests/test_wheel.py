@@ -51,7 +51,7 @@ def test_there_is_one_version() -> None:
     said = subprocess.run([program(), "--version"], check=True, capture_output=True, text=True).stdout
     assert said.split() == ["sira", sira_store.__version__]
     assert found(r'^version = "(.+)"$', "Cargo.toml") == sira_store.__version__
-    assert found(r"^  image: sira:(.+)$", "docker/compose.yaml") == sira_store.__version__
+    assert found(r"^ +image: sira:(.+)$", "docker/compose.yaml") == sira_store.__version__
     assert found(r"^ARG VERSION=(.+)$", "docker/Dockerfile") == sira_store.__version__
 
 
