@@ -37,29 +37,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
-def minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
-
-
-def found(pattern: str, file: str) -> str:
-    match = re.search(pattern, (REPOSITORY / file).read_text(), re.MULTILINE)
-    assert match, f"{file} has no line such as {pattern}"
-    return match[1]
-
-
-def test_there_is_one_version() -> None:
-    said = subprocess.run([program(), "--version"], check=True, capture_output=True, text=True).stdout
-    assert said.split() == ["sira", sira_store.__version__]
-    assert found(r'^version = "(.+)"$', "Cargo.toml") == sira_store.__version__
-    assert found(r"^ +image: sira:(.+)$", "docker/compose.yaml") == sira_store.__version__
-    assert found(r"^ARG VERSION=(.+)$", "docker/Dockerfile") == sira_store.__version__
-
-
-def test_the_image_builds_with_the_rust_that_the_crates_ask_for() -> None:
-    image = found(r"^ARG RUST=(.+)$", "docker/Dockerfile")
-    assert minor(image) == minor(found(r'^rust-version = "(.+)"$', "Cargo.toml"))
-
-
 def test_it_holds_program_client_and_licences(wheel: Path) -> None:
     assert re.fullmatch(
         rf"sira_store-{re.escape(sira_store.__version__)}-py3-none-manylinux_2_\d+_[a-z0-9_]+\.whl",
