@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sira::config::{Backend, Config, ConfigError, Flags, ObjectPlace, RocksCompression, Sources};
 use sira_wire::Consistency;
+use sira_wire::namespace::Mode;
 
 const SEED: &str = include_str!("seed.toml");
 const SAMPLE: &str = include_str!("../../../docs/sira.example.toml");
@@ -91,6 +92,29 @@ fn the_seeds_example_loads_when_changed_only_there() {
     };
     assert_eq!(storage.backends["rocksdb"], rocksdb);
     assert_eq!(config.memory.limit, 4 * GIB);
+}
+
+#[test]
+fn namespaces_are_read_and_held_against_the_backends() {
+    let config = load(
+        "[namespaces.kv]\nmode = \"cache\"\nttl = \"1h\"\nlimits = { memory = \"1 GiB\", object = 1000 }\n[namespaces.\"a b\"]\nread_only = true\ncodecs = { rocksdb = \"zstd:3\" }",
+    )
+    .unwrap();
+    let kv = &config.namespaces["kv"];
+    assert_eq!((kv.mode, kv.ttl, kv.limits["memory"], kv.limits["object"]), (Mode::Cache, Some(3600), GIB, 1000));
+    assert!(config.namespaces["a b"].read_only && config.namespaces["a b"].codecs["rocksdb"] == "zstd");
+    assert_eq!(load(&config.to_string()).unwrap(), config);
+    let text = "[namespaces.\"a/b\"]\n[namespaces.x]\nmode = \"cash\"\nlimit = 5\nlimits = { objekt = 5, memory = \"much\" }\ncodecs = { memory = \"none\", object = \"zst\" }";
+    let expected = [
+        ("sira.toml:1", "is no namespace"),
+        ("sira.toml:3", "one of `store`, `cache`"),
+        ("sira.toml:4", "unknown key `limit`"),
+        ("sira.toml:5", "did you mean `object`?"),
+        ("sira.toml:5", "must be a size"),
+        ("sira.toml:6", "`namespaces.x.codecs.memory`: there is no such tier"),
+        ("sira.toml:6", "`namespaces.x.codecs.object`"),
+    ];
+    assert_lines(&wrong(text), &expected);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 
 use super::units::{exact_duration, exact_size};
-use super::{Backend, Config, ObjectPlace};
+use super::{Backend, Config, ObjectPlace, namespaces};
 
 /// A TOML string.
 fn quote(text: impl Display) -> String {
@@ -57,7 +57,8 @@ impl Display for Config {
         writeln!(f, "scrub_interval = {}", duration(maintenance.scrub_interval))?;
         writeln!(f, "reap_interval = {}", duration(maintenance.reap_interval))?;
         writeln!(f, "tombstone_grace = {}", duration(maintenance.tombstone_grace))?;
-        writeln!(f, "orphan_age = {}", duration(maintenance.orphan_age))
+        writeln!(f, "orphan_age = {}", duration(maintenance.orphan_age))?;
+        self.namespaces.iter().try_for_each(|(name, policy)| namespaces::write(f, name, policy))
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod backends;
 mod display;
+mod namespaces;
 mod reader;
 mod schema;
 mod source;
@@ -19,6 +20,7 @@ use std::{fmt, io};
 use globset::Glob;
 use sira_codec::Chain;
 use sira_wire::Consistency;
+use sira_wire::namespace::Policy;
 
 use source::{Origin, Problem};
 
@@ -31,6 +33,8 @@ pub struct Config {
     pub memory: Memory,
     /// `[storage]`.
     pub storage: Storage,
+    /// `[namespaces.NAME]`: what holds for the keys of each.
+    pub namespaces: BTreeMap<String, Policy>,
 }
 
 /// `[server]`: where and how it runs.

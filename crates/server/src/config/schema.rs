@@ -10,11 +10,11 @@ use sira_codec::{Chain, CodecError};
 use sira_store::catalog::RocksKv;
 use sira_wire::{Consistency, DEFAULT_PORT as PORT};
 
-use super::backends;
 use super::reader::{Located, Problems, Section, nearest, quoted};
 use super::source::{Node, Origin, Problem, Table, Value, section};
 use super::units::exact_size;
 use super::{Backend, Config, Maintenance, Memory, Rule, Server, Storage};
+use super::{backends, namespaces};
 
 /// How lower tiers keep what nobody chose a codec for: lossless, and made for floating-point tensors.
 const DEFAULT_CODEC: &str = "planes+zstd";
@@ -58,6 +58,9 @@ pub(super) fn meant(given: &str) -> Option<String> {
         let named = |key: &str| backend.strip_suffix(key)?.strip_suffix('_').filter(|name| !name.is_empty());
         return backends::SETTINGS.into_iter().find_map(|key| Some(format!("storage.backends.{}.{key}", named(key)?)));
     }
+    if let Some(namespace) = given.strip_prefix("namespaces_") {
+        return namespaces::meant(namespace);
+    }
     SETTINGS.into_iter().find(|path| path.replace('.', "_") == given).map(str::to_owned)
 }
 
@@ -92,6 +95,8 @@ pub(super) fn read(tree: Table, file: Origin, found: Vec<Problem>, machine_memor
     let server = read_server(root.section("server"));
     let memory = read_memory(root.section("memory"), machine_memory);
     let storage = read_storage(root.section("storage"), &server, memory.value.limit, has_file_backends);
+    let backends: Vec<&str> = storage.backends.keys().map(String::as_str).collect();
+    let namespaces = namespaces::read(root.section("namespaces"), &backends);
     root.refuse("cluster", "one server is one node");
     root.refuse("auth", "the server listens on loopback only");
     root.finish();
@@ -110,7 +115,7 @@ pub(super) fn read(tree: Table, file: Origin, found: Vec<Problem>, machine_memor
     }
     let mut all = found;
     all.extend(problems.into_inner());
-    if all.is_empty() { Ok(Config { server, memory: memory.value, storage }) } else { Err(all) }
+    if all.is_empty() { Ok(Config { server, memory: memory.value, storage, namespaces }) } else { Err(all) }
 }
 
 fn read_server(mut section: Section<'_>) -> Server {
