@@ -18,6 +18,7 @@ mod generated {
 mod hot;
 pub mod ledger;
 mod migrate;
+pub mod observe;
 mod pins;
 mod read;
 mod record;
@@ -30,9 +31,10 @@ mod write;
 
 pub use client::{StorageClient, StoreOptions, WriteOptions};
 pub use error::StoreError;
+pub use observe::{Operation, Request};
 pub use read::Reader;
 pub use router::{PlacementRequest, Router, RoutingStrategy, Rule};
 pub use seams::{Clock, Seams, Spawner};
-pub use stats::{BackendStats, MemoryStats, OperationStats, StoreStats};
+pub use stats::{BackendStats, CallStats, Measurements, MemoryStats, OperationStats, StoreStats};
 pub use upkeep::ScrubReport;
 pub use write::Writer;

@@ -56,8 +56,7 @@ impl Reader {
             .with_attributes(part.spec.attributes().clone())?;
         // What goes onto the wire is copied into a message, and two are under way.
         let wire = 2 * spec.nbytes().min(4 << 20);
-        let counters = &inner.counters;
-        if memory.is_some() { &counters.hits } else { &counters.misses }.fetch_add(1, Ordering::Relaxed);
+        inner.looked_up(part.copies.first().map(|copy| copy.backend.as_str()), memory.is_some());
         let (pieces, working, keep) = if let Some(hot) = memory {
             (from_memory(&inner, &record, hot, wanted, whole)?, inner.reserve(wire).await?, None)
         } else if part.inline.is_some() {
