@@ -8,7 +8,7 @@ use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::Schema;
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
-use sira_store::{Reader, StorageClient, StoreError};
+use sira_store::{Reader, Request, StorageClient, StoreError};
 use sira_tensor::TensorSpec;
 use sira_tensor::carrier::Carrier;
 use sira_wire::{Code, PutOptions};
@@ -16,7 +16,7 @@ use tonic::Status;
 
 use crate::ipc;
 use crate::stall::{LOOK, Patience};
-use crate::status::{of_store, refuse};
+use crate::status::{of_store, outcome, refuse};
 
 /// Bytes of tensor in a message, at most: what docs/wire.md promises.
 pub(crate) const MESSAGE_BYTES: u64 = 4 << 20;
@@ -36,17 +36,27 @@ pub(crate) fn carrier(spec: &TensorSpec) -> (Carrier, Schema) {
 }
 
 /// The messages of a get: the schema, then batches of whole rows. A client that stops reading is cut off, and gives back its memory.
-pub(crate) fn messages(store: &StorageClient, reader: Reader) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
+/// `counted` is the request that this answers.
+pub(crate) fn messages(
+    store: &StorageClient,
+    reader: Reader,
+    counted: Request,
+) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
     let (carrier, schema) = carrier(reader.spec());
     let header = FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
-    let rows = Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false };
+    let rows = Rows { reader, counted, carrier, waiting: VecDeque::new(), bytes: 0, ended: false };
     let slot = Arc::new(Mutex::new(Ok((rows, Patience::default()))));
     tokio::spawn(watch(store.clone(), Arc::downgrade(&slot)));
     let batches = futures::stream::try_unfold(slot, |slot| async move {
         // Taken out while it works: only a client that does not ask is waited for.
         let taken = std::mem::replace(&mut *lock(&slot), Err("a get that is already under way".to_string()));
         let (mut rows, mut patience) = taken.map_err(|reason| refuse(Code::Busy, reason))?;
-        let Some(batch) = rows.next().await.map_err(of_store)? else { return Ok(None) };
+        let batch = rows.next().await.map_err(of_store);
+        rows.counted.first_byte();
+        if !matches!(batch, Ok(Some(_))) {
+            rows.counted.end(outcome(&batch));
+        }
+        let Some(batch) = batch? else { return Ok(None) };
         patience.moved(batch.data_body.len() as u64);
         *lock(&slot) = Ok((rows, patience));
         Ok(Some((batch, slot)))
@@ -69,6 +79,9 @@ async fn watch(store: StorageClient, slot: Weak<Slot>) {
         let mut state = lock(&slot);
         let cut = state.as_mut().ok().and_then(|(_, patience)| patience.waited(LOOK, store.pressed()));
         if let Some(reason) = cut {
+            if let Ok((rows, _)) = &mut *state {
+                rows.counted.end(Err(Code::Busy));
+            }
             *state = Err(reason);
             return;
         }
@@ -78,6 +91,7 @@ async fn watch(store: StorageClient, slot: Weak<Slot>) {
 /// Pieces of any size on their way to batches of whole rows.
 struct Rows {
     reader: Reader,
+    counted: Request,
     carrier: Carrier,
     waiting: VecDeque<Bytes>,
     bytes: u64,

@@ -15,7 +15,7 @@ use arrow_flight::{
 use arrow_ipc::writer::IpcWriteOptions;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use sira_store::StorageClient;
+use sira_store::{Operation, Reader, StorageClient};
 use sira_tensor::{TensorSpec, region};
 use sira_wire::{Code, Entry, Key, ListRequest, Ticket as Wanted};
 use tokio::net::TcpListener;
@@ -25,7 +25,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use tower::Service;
 
-use crate::status::{of_store, of_wire, refuse, unsupported};
+use crate::status::{of_store, of_wire, outcome, refuse, unsupported};
 use crate::{actions, get, put};
 
 /// Keys of a page of `list_flights`; its stream is as long as the listing.
@@ -106,6 +106,26 @@ impl Flight {
         Ok((key, ticket))
     }
 
+    async fn reader(&self, ticket: &Ticket) -> Result<Reader, Status> {
+        let (key, ticket) = Wanted::parse(&ticket.ticket).map_err(|e| of_wire(&e))?;
+        self.store.read(&key, ticket.version, &ticket.slice).await.map_err(of_store)
+    }
+
+    /// The FlightInfo that a descriptor asks for.
+    fn info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
+        let (key, ticket) = Self::wanted(&descriptor)?;
+        let entry = self.store.info(&key).map_err(of_store)?;
+        flight_info(&entry, &self.sliced(&key, &ticket)?, ticket, descriptor)
+    }
+
+    /// The schema of what a descriptor asks for.
+    fn schema(&self, descriptor: &FlightDescriptor) -> Result<SchemaResult, Status> {
+        let (key, ticket) = Self::wanted(descriptor)?;
+        let (_, schema) = get::carrier(&self.sliced(&key, &ticket)?);
+        let result = SchemaResult::try_from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
+        result.map_err(|e| refuse(Code::Internal, e.to_string()))
+    }
+
     /// What a get of `ticket` will send.
     fn sliced(&self, key: &Key, ticket: &Wanted) -> Result<TensorSpec, Status> {
         let spec = self.store.spec(key).map_err(of_store)?;
@@ -155,12 +175,25 @@ impl FlightService for Flight {
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
-        let request = ListRequest::parse(&request.into_inner().expression).map_err(|e| of_wire(&e))?;
+        let mut counted = self.store.request(Operation::List);
+        let request = ListRequest::parse(&request.into_inner().expression).map_err(|e| of_wire(&e));
+        if request.is_err() {
+            counted.end(outcome(&request));
+        }
+        let request = request?;
         let left = request.limit.unwrap_or(usize::MAX);
-        let state = (self.store.clone(), request.prefix, Some(request.after), left);
-        let pages = futures::stream::try_unfold(state, |(store, prefix, after, left)| async move {
-            let Some(after) = after.filter(|_| left > 0) else { return Ok(None) };
-            let (entries, next) = store.list(&prefix, after.as_deref(), left.min(PAGE)).map_err(of_store)?;
+        let state = (self.store.clone(), counted, request.prefix, Some(request.after), left);
+        let pages = futures::stream::try_unfold(state, |(store, mut counted, prefix, after, left)| async move {
+            let Some(after) = after.filter(|_| left > 0) else {
+                counted.end(Ok(()));
+                return Ok(None);
+            };
+            let page = store.list(&prefix, after.as_deref(), left.min(PAGE)).map_err(of_store);
+            counted.first_byte();
+            if page.is_err() {
+                counted.end(outcome(&page));
+            }
+            let (entries, next) = page?;
             let left = left - entries.len();
             let infos: Vec<_> = entries
                 .iter()
@@ -170,17 +203,16 @@ impl FlightService for Flight {
                     flight_info(entry, &spec_of(entry)?, Wanted::whole(&key), descriptor)
                 })
                 .collect();
-            Ok::<_, Status>(Some((futures::stream::iter(infos), (store, prefix, next.map(Some), left))))
+            Ok::<_, Status>(Some((futures::stream::iter(infos), (store, counted, prefix, next.map(Some), left))))
         });
         Ok(Response::new(pages.try_flatten().boxed()))
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
-        let descriptor = request.into_inner();
-        let (key, ticket) = Self::wanted(&descriptor)?;
-        let entry = self.store.info(&key).map_err(of_store)?;
-        let spec = self.sliced(&key, &ticket)?;
-        Ok(Response::new(flight_info(&entry, &spec, ticket, descriptor)?))
+        let mut counted = self.store.request(Operation::Lookup);
+        let info = self.info(request.into_inner());
+        counted.end(outcome(&info));
+        info.map(Response::new)
     }
 
     async fn poll_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
@@ -188,16 +220,19 @@ impl FlightService for Flight {
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
-        let (key, ticket) = Self::wanted(&request.into_inner())?;
-        let (_, schema) = get::carrier(&self.sliced(&key, &ticket)?);
-        let result = SchemaResult::try_from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
-        Ok(Response::new(result.map_err(|e| refuse(Code::Internal, e.to_string()))?))
+        let mut counted = self.store.request(Operation::Lookup);
+        let schema = self.schema(&request.into_inner());
+        counted.end(outcome(&schema));
+        schema.map(Response::new)
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        let (key, ticket) = Wanted::parse(&request.into_inner().ticket).map_err(|e| of_wire(&e))?;
-        let reader = self.store.read(&key, ticket.version, &ticket.slice).await.map_err(of_store)?;
-        Ok(Response::new(get::messages(&self.store, reader).boxed()))
+        let mut counted = self.store.request(Operation::Get);
+        let reader = self.reader(&request.into_inner()).await;
+        if reader.is_err() {
+            counted.end(outcome(&reader));
+        }
+        Ok(Response::new(get::messages(&self.store, reader?, counted).boxed()))
     }
 
     async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
@@ -206,8 +241,13 @@ impl FlightService for Flight {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
-        let body = actions::run(&self.store, &request.into_inner()).await?;
-        let result = arrow_flight::Result { body: body.into() };
+        let action = request.into_inner();
+        let counted = actions::operation(&action).map(|operation| self.store.request(operation));
+        let body = actions::run(&self.store, &action).await;
+        if let Some(mut counted) = counted {
+            counted.end(outcome(&body));
+        }
+        let result = arrow_flight::Result { body: body?.into() };
         Ok(Response::new(futures::stream::iter([Ok(result)]).boxed()))
     }
 
