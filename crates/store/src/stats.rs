@@ -132,7 +132,8 @@ fn calls(measured: &[Measured]) -> BTreeMap<&'static str, CallStats> {
     for row in measured.iter().filter(|row| row.latency.count() > 0) {
         let call = calls.entry(row.operation).or_default();
         if row.outcome == "ok" {
-            let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| seconds * 1e3);
+            // To the microsecond.
+            let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6).round() / 1e3);
             call.ok = row.latency.count();
             call.mean_ms = milliseconds(row.latency.mean());
             (call.p95_ms, call.p99_ms) = (milliseconds(row.latency.quantile(0.95)), milliseconds(row.latency.quantile(0.99)));
