@@ -157,6 +157,10 @@ def test_a_draining_server_is_alive_but_not_ready(own: Server) -> None:
         writer, answer = client.do_put(flight.FlightDescriptor.for_path("ns", "slow"), schema)
         writer.write_batch(pa.record_batch([pa.array(rows[0])], schema=schema))
         deadline = time.monotonic() + 30
+        # Memory is set aside once the put has begun; one that comes later is refused.
+        while value(metrics(own), "sira_memory_ledger_used_bytes") == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         os.kill(own.pid, signal.SIGTERM)
         while (state := ready(own))[0] == 200:
             assert time.monotonic() < deadline
