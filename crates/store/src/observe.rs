@@ -339,20 +339,4 @@ mod tests {
         let stuck = store.inner.tier("stuck").unwrap();
         assert_eq!(count(&stuck.meter, Call::HealthCheck, "cancelled"), 0, "the first one still runs");
     }
-
-    /// Prints what watching costs; not a claim, so nothing is asserted of it.
-    #[tokio::test]
-    async fn cost() {
-        let plain = MemoryBackend::new(1 << 20);
-        let watched = observed(1 << 20);
-        const CALLS: u32 = 200_000;
-        for backend in [&plain as &dyn StorageBackend, &watched] {
-            backend.put("a", vec![7; 60].into(), PutOptions::default()).await.unwrap();
-            let begun = std::time::Instant::now();
-            for _ in 0..CALLS {
-                assert!(backend.get("a", None).await.unwrap().is_some());
-            }
-            println!("{} ns a get", begun.elapsed().as_nanos() / u128::from(CALLS));
-        }
-    }
 }

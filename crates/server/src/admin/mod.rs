@@ -24,7 +24,10 @@ use crate::config::{AdminListen, Config};
 /// How long the health of the backends is good for: probes may be as many as they like.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The admin port of a running server; it closes when this is dropped.
+/// How long requests that are being answered may take when the server ends.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
+
+/// The admin port of a running server.
 pub(crate) struct Admin {
     address: SocketAddr,
     state: Arc<State>,
@@ -60,11 +63,11 @@ impl Tiers {
 }
 
 impl Admin {
-    /// Opens the admin port that the configuration asks for, beside a server at `server`. `None` where it is off, or nobody asked for it and
-    /// somebody else has the port. Not ready until [`Admin::opened`].
-    pub(crate) async fn start(config: &Config, server: SocketAddr) -> Result<Option<Admin>, Failure> {
+    /// Opens the admin port that the configuration asks for. `None` where it is off, or nobody asked for it and somebody else has the
+    /// port. Not ready until [`Admin::opened`].
+    pub(crate) async fn start(config: &Config) -> Result<Option<Admin>, Failure> {
         let listen = config.admin.listen;
-        let Some(address) = listen.address(server) else { return Ok(None) };
+        let Some(address) = listen.address(config.server.listen) else { return Ok(None) };
         // The configuration has refused it with its line; whoever builds a Config by hand is refused here.
         if !address.ip().is_loopback() {
             return Err(Failure::Usage(format!("admin: {address} is not a loopback address, and the admin port asks for no password")));
@@ -109,6 +112,14 @@ impl Admin {
     /// A drain begins: from here on it is not ready.
     pub(crate) fn draining(&self) {
         self.state.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends it, and waits until nothing of the store is held here: it is closed by whoever opened it, not while the process exits.
+    pub(crate) async fn close(mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // It waits for its threads, which may not be done on a thread that runs async tasks.
+            let _ = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(LAST_ANSWER)).await;
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let lock = lock::lock_data(&config.server.data_dir)?;
     let (listener, address) = listen(config.server.listen).await?;
-    let admin = Admin::start(&config, address).await?;
+    let admin = Admin::start(&config).await?;
     let store = backends::open_store(&config).await?;
     if let Some(admin) = &admin {
         admin.opened(store.clone());
@@ -68,6 +68,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     calls.cut_off().await;
     if let Some(log) = log {
         log.abort();
+    }
+    if let Some(admin) = admin {
+        admin.close().await;
     }
     drop(lock);
     drained?;
