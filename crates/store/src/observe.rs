@@ -1,4 +1,4 @@
-//! What the store measures: every call of a backend ([`Observed`]) and every request of a client ([`Request`]), in plain atomics.
+//! What the store measures: every call of a backend ([`BackendMeasurements`]) and every request of a client ([`Request`]), in plain atomics.
 
 mod ask;
 mod latency;

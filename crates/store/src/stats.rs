@@ -10,7 +10,7 @@ use crate::StorageClient;
 use crate::client::Inner;
 use crate::hot::HotTier;
 use crate::ledger::Ledger;
-use crate::observe::{BackendMeasurements, Measured, Requests};
+use crate::observe::{BackendMeasurements, Latency, Measured, Requests};
 
 /// Counters since the start.
 #[derive(Default)]
@@ -92,6 +92,8 @@ pub struct BackendStats {
     /// Why the backend could not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// All calls together, but those that only ask the backend how it is: `stats` and `health_check`.
+    pub total: CallStats,
     /// Each kind of call; kinds that were never called are left out.
     pub operations: BTreeMap<&'static str, CallStats>,
     /// Bytes of values put.
@@ -127,21 +129,30 @@ fn ratio(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-fn calls(measured: &[Measured]) -> BTreeMap<&'static str, CallStats> {
-    let mut calls = BTreeMap::<_, CallStats>::new();
-    for row in measured.iter().filter(|row| row.latency.count() > 0) {
-        let call = calls.entry(row.operation).or_default();
-        if row.outcome == "ok" {
-            // To the microsecond.
-            let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6).round() / 1e3);
-            call.ok = row.latency.count();
-            call.mean_ms = milliseconds(row.latency.mean());
-            (call.p95_ms, call.p99_ms) = (milliseconds(row.latency.quantile(0.95)), milliseconds(row.latency.quantile(0.99)));
-        } else {
-            call.failed += row.latency.count();
+impl CallStats {
+    fn of<'a>(rows: impl Iterator<Item = &'a Measured>) -> CallStats {
+        let (mut ok, mut failed) = (Latency::default(), 0);
+        for row in rows {
+            match row.outcome {
+                "ok" => ok.add(&row.latency),
+                _ => failed += row.latency.count(),
+            }
+        }
+        // To the microsecond.
+        let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6).round() / 1e3);
+        CallStats {
+            ok: ok.count(),
+            failed,
+            mean_ms: milliseconds(ok.mean()),
+            p95_ms: milliseconds(ok.quantile(0.95)),
+            p99_ms: milliseconds(ok.quantile(0.99)),
         }
     }
-    calls
+}
+
+fn calls(measured: &[Measured]) -> BTreeMap<&'static str, CallStats> {
+    let called = measured.iter().filter(|row| row.latency.count() > 0).map(|row| row.operation);
+    called.map(|kind| (kind, CallStats::of(measured.iter().filter(|row| row.operation == kind)))).collect()
 }
 
 impl BackendStats {
@@ -153,6 +164,7 @@ impl BackendStats {
             used_bytes: stats.used_bytes,
             available_bytes: stats.available_bytes,
             error,
+            total: CallStats::of(measured.calls.iter().filter(|row| !matches!(row.operation, "stats" | "health_check"))),
             operations: calls(&measured.calls),
             bytes_in: measured.bytes_in,
             bytes_out: measured.bytes_out,
