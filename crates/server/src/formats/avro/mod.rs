@@ -14,7 +14,7 @@ mod writer;
 pub use codec::Codec;
 pub use model::{Chunk, End, Header, KvSpec, Part, Record};
 pub use reader::{Event, Place, ReadError, Reader};
-pub use writer::{Writer, partial_path};
+pub use writer::{Resumed, Writer, partial_path};
 
 /// Names in the file's metadata.
 pub mod metadata {

@@ -35,7 +35,7 @@ pub fn parse(text: &[u8]) -> Result<Schema, String> {
         _ => return Err("the schema is not that of an export of Sira, a record sira.export.Record".into()),
     }
     // Also the limit of what apache-avro allocates for one value; the first call in a process counts.
-    apache_avro::max_allocation_bytes(MAX_BLOCK);
+    apache_avro::util::max_allocation_bytes(MAX_BLOCK);
     check(&schema, 0, &mut 0)?;
     Ok(schema)
 }

@@ -12,8 +12,8 @@ use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 use super::container::{self, MARKER, put_long};
 use super::{CHUNK, Chunk, Codec, End, Event, Header, Reader, Record, VERSION, metadata, schema, signed};
 
-/// Bytes that chunks and the end of a small tensor take beside its own, at most: two keys and some numbers.
-const SMALL: usize = 4096;
+/// Bytes that a chunk or an end takes beside its data and key, at most: six numbers and three branches of unions.
+const RECORD: usize = 80;
 
 /// Where an export is until it is whole: beside its file.
 pub fn partial_path(path: &Path) -> PathBuf {
@@ -26,7 +26,7 @@ pub fn partial_path(path: &Path) -> PathBuf {
 ///
 /// A tensor lies within one block, whole, or has its blocks for itself: cutting the file behind any block in which a tensor ends leaves whole tensors.
 pub struct Writer {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     file: File,
     codec: Codec,
     marker: [u8; MARKER],
@@ -36,6 +36,8 @@ pub struct Writer {
     count: i64,
     /// Bytes of the file.
     at: u64,
+    /// Bytes of a chunk, and of a block that is closed; smaller in tests, so that small files have many.
+    pub(super) chunk: usize,
     tensor: Option<Open>,
     resumed: Resumed,
 }
@@ -126,7 +128,7 @@ impl Writer {
     fn new(path: &Path, file: File, codec: Codec, marker: [u8; MARKER], at: u64, resumed: Resumed) -> io::Result<Writer> {
         let records = GenericDatumWriter::builder(schema::ours().map_err(io::Error::other)?).build().map_err(io::Error::other)?;
         let path = path.to_owned();
-        Ok(Writer { path, file, codec, marker, records, block: Vec::new(), count: 0, at, tensor: None, resumed })
+        Ok(Writer { path, file, codec, marker, records, block: Vec::new(), count: 0, at, chunk: CHUNK, tensor: None, resumed })
     }
 
     /// What was there of an export that goes on.
@@ -136,11 +138,13 @@ impl Writer {
 
     /// Begins a tensor.
     pub fn header(&mut self, header: Header) -> io::Result<()> {
-        let left = header.parts.iter().map(|part| u64::try_from(part.nbytes).unwrap_or(0)).collect();
+        let left: Vec<u64> = header.parts.iter().map(|part| u64::try_from(part.nbytes).unwrap_or(0)).collect();
         let (key, nbytes) = (header.key.clone(), header.nbytes());
         let mut bytes = Vec::new();
         self.records.write_ser(&mut bytes, &Record { header: Some(header), ..Record::default() }).map_err(io::Error::other)?;
-        let small = nbytes <= CHUNK as u64 && self.block.len() + bytes.len() + nbytes as usize + SMALL <= CHUNK;
+        // Of a small tensor, each part is one chunk.
+        let beside = bytes.len() + (left.len() + 1) * (key.len() + RECORD);
+        let small = nbytes <= self.chunk as u64 && self.block.len() + beside + nbytes as usize <= self.chunk;
         if !small {
             self.flush()?;
         }
@@ -160,7 +164,7 @@ impl Writer {
             let Some(&left) = tensor.left.get(tensor.part) else {
                 return Err(io::Error::other(format!("{}: more bytes than its parts have", tensor.key)));
             };
-            let room = (CHUNK - tensor.pending.len()).min(usize::try_from(left).unwrap_or(usize::MAX) - tensor.pending.len());
+            let room = (self.chunk - tensor.pending.len()).min(usize::try_from(left).unwrap_or(usize::MAX) - tensor.pending.len());
             let taken = piece.split_to(room.min(piece.len()));
             if taken.len() == room && tensor.pending.is_empty() {
                 self.chunk(taken)?;
@@ -194,7 +198,7 @@ impl Writer {
             tensor.part += 1;
             tensor.offset = 0;
         }
-        if self.block.len() >= CHUNK {
+        if self.block.len() >= self.chunk {
             self.flush()?;
         }
         Ok(())
@@ -233,7 +237,7 @@ impl Writer {
     }
 
     /// Writes the block.
-    fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn flush(&mut self) -> io::Result<()> {
         if self.count == 0 {
             return Ok(());
         }
