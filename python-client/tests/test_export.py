@@ -35,6 +35,7 @@ def run(server: Server, *arguments: object, code: int = 0) -> str:
     """Runs a command to its end; what it says, on the one stream or the other."""
     done = subprocess.run(command(server, *arguments), capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done
+    assert bool(done.stderr) == (code != 0), "no progress is shown where nobody looks"
     return done.stdout if code == 0 else done.stderr
 
 
@@ -95,7 +96,8 @@ def test_every_kind_is_read_by_fastavro_and_imported_bit_for_bit(
     arrays = put_all_kinds(sira, ns)
     file = tmp_path / "all.avro"
     said = run(server, "export", f"{ns}/", file, "--codec", codec)
-    assert said.startswith(f"{file}: {len(arrays)} tensors, 6.") and "meanwhile" not in said
+    assert said.startswith(f"{file}: {len(arrays)} tensors, 6.")
+    assert "meanwhile" not in said
     found = with_fastavro(file)
     assert list(found) == sorted(arrays, key=str.encode)
     for key, array in arrays.items():
@@ -273,6 +275,31 @@ def test_a_killed_export_goes_on_to_the_same_content(
     assert list(found) == sorted(arrays)
     assert all(samples.same(found[key], array) for key, array in arrays.items())
     assert not partial.exists()
+
+
+def test_an_export_whose_server_goes_away_goes_on(tmp_path: Path) -> None:
+    file, partial = tmp_path / "x.avro", tmp_path / "x.avro.partial"
+    with Server(tmp_path / "data") as server:
+        with sira_store.connect(server.url) as sira:
+            arrays = large(sira, "t")
+
+        def attempt() -> subprocess.Popen[bytes] | None:
+            file.unlink(missing_ok=True)
+            arguments = command(server, "export", "", file)
+            return stopped(arguments, lambda: partial.exists() and partial.stat().st_size > 5 * MIB)
+
+        process = in_the_middle(attempt)
+        server.kill()
+        os.kill(process.pid, signal.SIGCONT)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 1
+        said = errors.decode().rstrip()
+        assert said.endswith(f"so far are in {partial}: go on with --resume"), said
+        with server:
+            run(server, "export", "", file, "--resume", "--codec", "null")
+        found = with_fastavro(file)
+        assert list(found) == sorted(arrays)
+        assert all(samples.same(found[key], array) for key, array in arrays.items())
 
 
 def test_keys_that_change_or_vanish_meanwhile_are_told(

@@ -61,6 +61,11 @@ pub(crate) async fn export(url: &str, args: &ExportArgs) -> Result<(), Failure> 
     let mut done = Done::default();
     if let Err(failure) = copy_all(&client, args, &mut writer, &mut done).await {
         writer.keep().map_err(failed)?;
+        if before.tensors + done.tensors == 0 {
+            // Nothing to go on with, so nothing that should be in the way of the next try.
+            std::fs::remove_file(&partial).map_err(failed)?;
+            return Err(failure);
+        }
         let hint = format!("{failure}; {} so far are in {}: go on with --resume", count(before.tensors + done.tensors), partial.display());
         return Err(match failure {
             Failure::NotFound(_) => Failure::NotFound(hint),

@@ -74,7 +74,9 @@ async fn put_all(client: &Client, args: &ImportArgs, source: &mut Source, state:
         let key = renamed(&header.key, &source.prefix, args.prefix.as_deref())?;
         match job(&header, key, args.if_absent)? {
             None => done.expired += 1,
-            Some(job) => put(client, job, source, done).await.map_err(|failure| Failure::with(format!("tensor {}", header.key), failure))?,
+            Some(job) => {
+                put(client, job, source, done).await.map_err(|failure| Failure::with(format!("tensor {}", header.key), failure))?
+            }
         }
         state.place = source.finish().await?;
         state.tensors += 1;
@@ -119,7 +121,7 @@ fn job(header: &Header, key: String, if_absent: bool) -> Result<Option<Job>, Fai
     if let Some(kv_spec) = &header.kv_spec {
         return Err(failed(format!("it names the KV layout {:?}, which this version cannot register", kv_spec.hash)));
     }
-    let ttl = match header.expires_ms.map(|expires| remaining(expires)) {
+    let ttl = match header.expires_ms.map(remaining) {
         Some(None) => return Ok(None),
         Some(seconds) => seconds,
         None => None,
@@ -145,7 +147,8 @@ fn remaining(expires_ms: i64) -> Option<u64> {
 fn renamed(key: &str, from: &str, to: Option<&str>) -> Result<String, Failure> {
     let Some(to) = to else { return Ok(key.to_owned()) };
     let rest = key.strip_prefix(from);
-    let rest = rest.ok_or_else(|| Failure::Failed(format!("tensor {key}: it does not begin with {from:?}, which the file says it exports")))?;
+    let rest =
+        rest.ok_or_else(|| Failure::Failed(format!("tensor {key}: it does not begin with {from:?}, which the file says it exports")))?;
     Ok(format!("{to}{rest}"))
 }
 

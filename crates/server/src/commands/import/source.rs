@@ -128,7 +128,7 @@ impl Shared {
 
 fn read_ahead(reader: &mut Reader<BufReader<File>>, sender: &Sender<Item>) {
     loop {
-        let read = reader.next();
+        let read = reader.read();
         let last = !matches!(read, Ok(Some(_)));
         let item = Item { read, at: reader.at(), place: reader.place() };
         // Nobody takes it any more when the import has failed.

@@ -5,6 +5,7 @@ use std::io::{Read, Seek};
 
 use apache_avro::reader::datum::GenericDatumReader;
 use bytes::Bytes;
+use sira_wire::Key;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 use super::container::{Block, Fault, FileHeader, Input, MARKER};
@@ -111,7 +112,7 @@ impl<R: Read> Reader<R> {
         let header = input.header().map_err(whole_file)?;
         let text = |name: &str| header.metadata.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
         if let Some(version) = text(metadata::VERSION).filter(|version| version != VERSION) {
-            let reason = format!("an export of version {version:?}; this program reads {VERSION}");
+            let reason = format!("an export of version {}; this program reads {VERSION}", shown(&version));
             return Err(whole_file(Fault::Bad(reason)));
         }
         let prefix = text(metadata::PREFIX).unwrap_or_default();
@@ -153,7 +154,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next event; `None` where the file ends behind a whole tensor. After an error there is nothing more to ask for.
-    pub fn next(&mut self) -> Result<Option<Event>, ReadError> {
+    pub fn read(&mut self) -> Result<Option<Event>, ReadError> {
         let taken = self.take().and_then(|taken| match taken {
             Some((record, xxh3)) => self.event(record, xxh3).map(Some).map_err(Fault::Bad),
             None if self.tensor.is_some() => Err(Fault::Torn),
@@ -232,9 +233,12 @@ impl<R: Read + Seek> Reader<R> {
 
 impl Open {
     fn new(header: Header, header_xxh3: i64) -> Result<Open, String> {
-        let part = |part: &super::Part| part.spec().map(|spec| spec.nbytes()).map_err(|error| format!("part {}: {error}", shown(&part.name)));
+        let part =
+            |part: &super::Part| part.spec().map(|spec| spec.nbytes()).map_err(|error| format!("part {}: {error}", shown(&part.name)));
         let wrong = |error: String| format!("tensor {}: {error}", shown(&header.key));
         let sizes = header.parts.iter().map(part).collect::<Result<Vec<u64>, String>>().map_err(wrong)?;
+        // A key that is none may hold anything, such as commands to the terminal that errors are shown on.
+        header.key.parse::<Key>().map_err(|error| wrong(error.to_string()))?;
         if sizes.is_empty() {
             return Err(wrong("no parts".into()));
         }

@@ -257,6 +257,9 @@ impl Writer {
     /// Writes what is left of a partial export, without the tensor that has begun.
     pub fn keep(mut self) -> io::Result<()> {
         self.roll_back()?;
+        // A block whose writing failed may lie behind.
+        self.file.set_len(self.at)?;
+        self.file.seek(SeekFrom::Start(self.at))?;
         self.flush()?;
         self.file.sync_all()
     }
@@ -283,7 +286,7 @@ fn lock(file: &File) -> io::Result<()> {
 fn whole_tensors(reader: &mut Reader<impl io::Read>) -> io::Result<(u64, Resumed)> {
     let (mut at, mut whole, mut seen) = (reader.at(), Resumed::default(), Resumed::default());
     loop {
-        match reader.next() {
+        match reader.read() {
             Ok(Some(Event::Begin(header))) => {
                 seen.nbytes += header.nbytes();
                 seen.last_key = Some(header.key);
