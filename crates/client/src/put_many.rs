@@ -205,7 +205,7 @@ impl Client {
     /// use bytes::Bytes;
     /// use sira_client::{DType, PutOptions, TensorSpec};
     ///
-    /// let values = TensorSpec::new(DType::Float8E4M3FN, vec![16, 8, 128])?;
+    /// let values = TensorSpec::new(DType::Float8E4M3Fn, vec![16, 8, 128])?;
     /// let scales = TensorSpec::new(DType::Float32, vec![8])?;
     /// let parts = vec![
     ///     ("k".to_owned(), values, Bytes::from(vec![0u8; 16384])),

@@ -3,15 +3,16 @@
 
 #![allow(clippy::unwrap_used)] // clippy.toml allows it within #[test] functions, not in their helpers
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, FixedSizeListArray, RecordBatch, UInt16Array, cast::AsArray, types::UInt8Type};
-use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_array::{ArrayRef, FixedSizeListArray, RecordBatch, UInt8Array, UInt16Array, cast::AsArray, types::UInt8Type};
+use arrow_flight::decode::{DecodedPayload, FlightDataDecoder, FlightRecordBatchStream};
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
+use arrow_flight::utils::batches_to_flight_data;
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, HandshakeResponse, PollInfo,
     PutResult, SchemaResult, Ticket,
@@ -20,7 +21,11 @@ use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
-use sira_client::{Client, ClientError, Code, Condition, DType, GetOptions, ListRequest, PutOptions, TensorSpec};
+use sira_client::{
+    Client, ClientError, Code, Condition, DType, FailedKey, GetManyOptions, GetOptions, ListRequest, LookupOptions, ManyEvent, PutAnswer,
+    PutEntry, PutOptions, TensorSpec,
+};
+use sira_wire::many::{GetMessage, KeyHeader, ManyCommand, ManyTicket, PutItem, PutManyAnswer, PutMessage, PutResult as Outcome, Segment};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -28,10 +33,80 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 type Put = (HashMap<String, String>, Vec<u8>);
 
-/// Keeps metadata and bytes of the last put.
+/// Keeps metadata and bytes of the last put, and all that was put as many.
 #[derive(Default)]
 struct Fake {
     put: Mutex<Option<Put>>,
+    many: Mutex<BTreeMap<String, (PutItem, Vec<Vec<u8>>)>>,
+}
+
+impl Fake {
+    async fn put_many(&self, messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static) -> PutManyAnswer {
+        let mut decoder = FlightDataDecoder::new(messages.map_err(FlightError::from));
+        let (mut items, mut bytes) = (Vec::new(), Vec::new());
+        while let Some(decoded) = decoder.next().await {
+            let decoded = decoded.unwrap();
+            if !decoded.inner.app_metadata.is_empty() {
+                items.extend(serde_json::from_slice::<PutMessage>(&decoded.inner.app_metadata).unwrap().items);
+            }
+            if let DecodedPayload::RecordBatch(batch) = decoded.payload {
+                bytes.extend_from_slice(batch.column(0).as_primitive::<UInt8Type>().values());
+            }
+        }
+        let mut rest = bytes.as_slice();
+        let mut keep = |item: PutItem| {
+            let lens = item.specs().unwrap().into_iter().map(|(_, spec)| spec.nbytes() as usize);
+            let parts = lens.map(|len| rest.split_off(..len).unwrap().to_vec()).collect();
+            let key = item.key.clone();
+            if item.condition.is_some() {
+                return Outcome::Failed(FailedKey { key, error: "SIRA_EXISTS: it does".into() });
+            }
+            self.many.lock().insert(key.clone(), (item, parts));
+            Outcome::Done(PutAnswer { key, version: 1, created: true })
+        };
+        let answer = PutManyAnswer { results: items.into_iter().map(&mut keep).collect() };
+        assert!(rest.is_empty(), "bytes of no key");
+        answer
+    }
+
+    /// Messages of up to 100,000 bytes, of which keys and parts begin anywhere.
+    fn get_many(&self, ticket: &ManyTicket) -> Vec<FlightData> {
+        let mut open: (Vec<Segment>, Vec<u8>) = Default::default();
+        let mut full = Vec::new();
+        for (index, key) in ticket.keys.iter().enumerate() {
+            let many = self.many.lock();
+            let Some((item, parts)) = many.get(key) else {
+                open.0.push(Segment { index, error: Some(format!("SIRA_NOT_FOUND: no tensor {key}")), ..Segment::default() });
+                continue;
+            };
+            let wanted = ticket.parts.clone().unwrap_or_else(|| item.parts.iter().map(|part| part.name.clone()).collect());
+            let mut key = Some(KeyHeader { version: 1, parts: wanted.len(), kv_spec: item.kv_spec.clone() });
+            for name in wanted {
+                let at = item.parts.iter().position(|part| part.name == name).unwrap();
+                let (mut part, mut rest) = (Some(item.parts[at].clone()), parts[at].as_slice());
+                while part.is_some() || !rest.is_empty() {
+                    open.1.resize(open.1.len().next_multiple_of(64), 0);
+                    if open.1.len() >= 100_000 {
+                        full.push(std::mem::take(&mut open));
+                    }
+                    let piece = rest.split_off(..rest.len().min(100_000 - open.1.len())).unwrap();
+                    let (offset, bytes) = (open.1.len() as u64, piece.len() as u64);
+                    open.0.push(Segment { index, offset, bytes, key: key.take(), part: part.take(), error: None });
+                    open.1.extend_from_slice(piece);
+                }
+            }
+        }
+        full.push(open);
+        let schema = Schema::new(vec![Field::new("tensor", DataType::UInt8, false)]);
+        let (segments, bodies): (Vec<_>, Vec<_>) = full.into_iter().unzip();
+        let batch = |body| RecordBatch::try_new(Arc::new(schema.clone()), vec![Arc::new(UInt8Array::from(body)) as ArrayRef]).unwrap();
+        let batches: Vec<RecordBatch> = bodies.into_iter().map(batch).collect();
+        let mut messages = batches_to_flight_data(&schema, &batches).unwrap();
+        for (message, segments) in messages[1..].iter_mut().zip(segments) {
+            message.app_metadata = serde_json::to_vec(&GetMessage { segments }).unwrap().into();
+        }
+        messages
+    }
 }
 
 #[tonic::async_trait]
@@ -47,7 +122,12 @@ impl FlightService for Fake {
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
         let mut messages = request.into_inner().peekable();
         let first = Pin::new(&mut messages).peek().await.unwrap().as_ref().unwrap();
-        let key = first.flight_descriptor.as_ref().unwrap().path.join("/");
+        let descriptor = first.flight_descriptor.clone().unwrap();
+        if ManyCommand::is(&descriptor.cmd) {
+            let answer = serde_json::to_vec(&self.put_many(messages).await).unwrap();
+            return Ok(Response::new(Box::pin(stream::iter([Ok(PutResult { app_metadata: answer.into() })]))));
+        }
+        let key = descriptor.path.join("/");
         if key == "ns/taken" {
             return Err(Status::already_exists("SIRA_EXISTS: ns/taken: the key exists"));
         }
@@ -69,7 +149,11 @@ impl FlightService for Fake {
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        let ticket: serde_json::Value = serde_json::from_slice(&request.into_inner().ticket).unwrap();
+        let ticket = request.into_inner().ticket;
+        if let Some(many) = ManyTicket::parse(&ticket) {
+            return Ok(Response::new(Box::pin(stream::iter(self.get_many(&many.unwrap().1).into_iter().map(Ok)))));
+        }
+        let ticket: serde_json::Value = serde_json::from_slice(&ticket).unwrap();
         let key = ticket["key"].as_str().unwrap();
         let (shape, rows) = match key {
             "ns/none" => return Err(Status::not_found("SIRA_NOT_FOUND: ns/none: no such key")),
@@ -102,6 +186,16 @@ impl FlightService for Fake {
         let answer = match (action.r#type.as_str(), body) {
             ("exists", r#"{"v":1,"key":"ns/a"}"#) => r#"{"exists":true,"version":3}"#,
             ("exists", r#"{"v":1,"key":"ns/none"}"#) => r#"{"exists":false}"#,
+            ("exists_many", r#"{"v":1,"keys":["ns/a","ns/b","ns/none"]}"#) => r#"{"count":3,"leading":2,"bitmap":"Aw=="}"#,
+            ("exists_many", r#"{"v":1,"keys":["ns/a"]}"#) => r#"{"count":3,"leading":2,"bitmap":"Aw=="}"#,
+            ("delete_many", r#"{"v":1,"keys":["ns/a","ns/b"]}"#) => r#"{"deleted":1,"missing":["ns/b"],"failed":[]}"#,
+            ("delete_prefix", r#"{"v":1,"prefix":"ns/","dry_run":true}"#) => r#"{"keys":10,"bytes":100,"failed":[],"next":"ns/b"}"#,
+            ("delete_prefix", r#"{"v":1,"prefix":"ns/","after":"ns/b","dry_run":true}"#) => r#"{"keys":1,"bytes":2,"failed":[]}"#,
+            ("delete_prefix", r#"{"v":1,"prefix":"ns/loop","dry_run":false}"#) => r#"{"keys":1,"bytes":2,"failed":[],"next":"ns/loop"}"#,
+            ("delete_prefix", r#"{"v":1,"prefix":"ns/loop","after":"ns/loop","dry_run":false}"#) => {
+                r#"{"keys":1,"bytes":2,"failed":[],"next":"ns/loop"}"#
+            }
+            ("namespaces", r#"{"v":1}"#) => r#"{"namespaces":[]}"#,
             ("delete", r#"{"v":1,"key":"ns/a","if":"3"}"#) => r#"{"deleted":true}"#,
             ("list", r#"{"v":1,"prefix":"ns/","limit":2}"#) => r#"{"entries":[],"next":"ns/b"}"#,
             ("stats", r#"{"v":1}"#) => r#"{"keys":1}"#,
@@ -230,6 +324,76 @@ async fn a_get_gives_pieces_as_they_come_and_counts_them() {
 }
 
 #[tokio::test]
+async fn many_keys_come_back_as_they_were_put() {
+    let (fake, client) = start().await;
+    let noise =
+        |seed: u32, len: usize| -> Vec<u8> { (0..len as u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 24) as u8).collect() };
+    let lens = [0usize, 1, 64, 70_001, 3_000_001, 5, 1 << 20, 32_768];
+    let entry = move |i: usize| {
+        let spec = TensorSpec::new(DType::UInt8, vec![lens[i] as u64]).unwrap();
+        PutEntry { condition: (i == 5).then_some(Condition::Absent), ..PutEntry::new(format!("ns/{i}"), spec, noise(i as u32, lens[i])) }
+    };
+    let bad = PutEntry { key: "nokey".into(), ..entry(1) };
+    let results = client.put_many(stream::iter((0..lens.len()).map(entry).chain([bad]))).await.unwrap();
+    let codes: Vec<_> = results.iter().map(|result| result.as_ref().err().map(|error| error.code)).collect();
+    assert_eq!(codes, [None, None, None, None, None, Some(Code::Exists), None, None, Some(Code::BadKey)]);
+    assert_eq!(fake.many.lock().len(), 7);
+    assert!(client.put_many(stream::empty()).await.unwrap().is_empty());
+
+    let keys: Vec<String> = (0..lens.len()).map(|i| format!("ns/{i}")).collect();
+    let fetched = client.get_many(&keys, &GetManyOptions::default()).await.unwrap().collect().await.unwrap();
+    for (i, key) in fetched.into_iter().enumerate() {
+        match key {
+            Ok(mut key) => assert!(key.parts.remove(0).into_bytes() == noise(i as u32, lens[i]), "{i}"),
+            Err(error) => assert_eq!((i, error.code), (5, Code::NotFound)),
+        }
+    }
+    let mut buffers: Vec<Vec<u8>> = lens.iter().map(|&len| vec![0; len]).collect();
+    buffers[2].truncate(63);
+    buffers[3].push(0);
+    let filled = client.get_many(&keys, &GetManyOptions::default()).await.unwrap().read_into(&mut buffers).await.unwrap();
+    for (i, key) in filled.iter().enumerate() {
+        match key {
+            Ok(key) => assert!(key.parts[0].1.nbytes() == lens[i] as u64 && buffers[i] == noise(i as u32, lens[i]), "{i}"),
+            Err(error) if i == 5 => assert_eq!(error.code, Code::NotFound),
+            Err(error) => assert!(error.code == Code::BadTensor && (i == 2 || i == 3), "{i}: {error}"),
+        }
+    }
+    let error = client.get_many(&keys, &GetManyOptions::default()).await.unwrap().read_into(&mut buffers[1..]).await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::BadRequest));
+    assert_eq!(client.get_many([""; 0], &GetManyOptions::default()).await.unwrap().next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn parts_are_announced_with_their_options_and_got_by_name() {
+    let (fake, client) = start().await;
+    let k = TensorSpec::new(DType::Float8E4M3Fn, vec![4, 8]).unwrap().with_axes(vec!["token".into(), "dim".into()]).unwrap();
+    let scale = TensorSpec::new(DType::Float32, vec![4]).unwrap().with_attributes([("of".into(), "k".into())].into()).unwrap();
+    let parts = vec![("k".to_owned(), k, Bytes::from(vec![1; 32])), ("scale".to_owned(), scale, Bytes::from(vec![2; 16]))];
+    let attributes = [("model".to_owned(), "m".to_owned()), ("of".to_owned(), "all".to_owned())].into();
+    let options =
+        PutOptions { ttl: Some(9), codec: Some("zstd".into()), kv_spec: Some("ab".repeat(32)), attributes, ..PutOptions::default() };
+    let answer = client.put_parts("ns/p", parts.clone(), options.clone()).await.unwrap();
+    assert_eq!((answer.key.as_str(), answer.version), ("ns/p", 1));
+    let item = fake.many.lock()["ns/p"].0.clone();
+    assert_eq!((item.ttl, item.kv_spec, item.parts[1].codec.as_deref()), (Some(9), options.kv_spec.clone(), Some("zstd")));
+    assert_eq!((item.parts[0].attributes["of"].as_str(), item.parts[1].attributes["of"].as_str()), ("all", "k"));
+    let refused = PutOptions { condition: Some(Condition::Absent), ..options };
+    assert_eq!(client.put_parts("ns/p", parts, refused).await.unwrap_err().code(), Some(Code::Exists));
+
+    let wanted = GetManyOptions { parts: Some(vec!["scale".into()]), ..GetManyOptions::default() };
+    let mut stream = client.get_many(["ns/p"], &wanted).await.unwrap();
+    let mut events = Vec::new();
+    while let Some(event) = stream.next().await.unwrap() {
+        events.push(event);
+    }
+    assert!(matches!(&events[0], ManyEvent::Key { index: 0, parts: 1, kv_spec: Some(_), .. }));
+    assert!(matches!(&events[1], ManyEvent::Part { name, spec, .. } if name == "scale" && spec.dtype() == DType::Float32));
+    assert!(matches!(&events[2], ManyEvent::Data { bytes, .. } if *bytes == vec![2u8; 16]));
+    assert_eq!((events.len(), &events[3]), (4, &ManyEvent::End { index: 0 }));
+}
+
+#[tokio::test]
 async fn actions_say_what_the_contract_says() {
     let (_fake, client) = start().await;
     assert_eq!(client.exists("ns/a").await.unwrap(), Some(3));
@@ -240,6 +404,17 @@ async fn actions_say_what_the_contract_says() {
     assert_eq!(client.stats().await.unwrap()["keys"], 1);
     assert_eq!(client.health().await.unwrap().backends["rocksdb"], "healthy");
     assert_eq!(client.info("ns/a").await.unwrap_err().code(), Some(Code::BadRequest));
+    let lookup = client.exists_many(["ns/a", "ns/b", "ns/none"], &LookupOptions::default()).await.unwrap();
+    assert_eq!((lookup.exists.as_slice(), lookup.leading), (&[true, true, false][..], 2));
+    let error = client.exists_many(["ns/a"], &LookupOptions::default()).await.unwrap_err();
+    assert!(matches!(error, ClientError::Protocol(_)), "an answer about other keys: {error}");
+    assert!(client.exists_many([""; 0], &LookupOptions::default()).await.unwrap().exists.is_empty());
+    assert_eq!(client.delete_many(["ns/a", "ns/b"]).await.unwrap().missing, ["ns/b"]);
+    let sum = client.delete_prefix("ns/", true).await.unwrap();
+    assert_eq!((sum.keys, sum.bytes, sum.next), (11, 102, None));
+    let error = client.delete_prefix("ns/loop", false).await.unwrap_err();
+    assert!(matches!(error, ClientError::Protocol(_)), "pages that never end: {error}");
+    assert!(client.namespaces().await.unwrap().is_empty());
 }
 
 #[tokio::test]
