@@ -139,7 +139,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
+        #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
         fn keys_of_any_lengths_come_out_as_they_went_in(keys in prop::collection::vec(
             prop::collection::vec(prop_oneof![0usize..100, 0usize..20_000, (LARGE - 9)..(LARGE + 9), (2 * BODY)..(2 * BODY + 9)], 1..4), 0..12)) {
