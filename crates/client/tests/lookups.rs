@@ -1,5 +1,7 @@
 //! Lookups of a server that does not answer: they end in time, as a miss in caches and as an error elsewhere.
 
+#![allow(clippy::unwrap_used)] // clippy.toml allows it within #[test] functions, not in their helpers
+
 use std::time::{Duration, Instant};
 
 use sira_client::{Client, ClientError, Deadline, LOOKUP_DEADLINE, LookupOptions};

@@ -10,6 +10,7 @@ use sira_client::{
     Client, ClientError, Code, Condition, DType, GetManyOptions, GetOptions, ListRequest, LookupOptions, ManyEvent, PutEntry, PutOptions,
     TensorSpec,
 };
+use sira_wire::many::MAX_KEYS;
 
 #[tokio::test]
 async fn a_put_is_what_arrow_reads_and_carries_every_option() {
@@ -112,6 +113,12 @@ async fn many_keys_come_back_as_they_were_put() {
     assert_eq!(codes, [None, None, None, None, None, Some(Code::Exists), None, None, Some(Code::BadKey)]);
     assert_eq!(fake.many.lock().len(), 7);
     assert!(client.put_many(stream::empty()).await.unwrap().is_empty());
+
+    // More than one stream takes.
+    let bytes = |i: usize| PutEntry::new(format!("two-streams/{i}"), TensorSpec::new(DType::UInt8, vec![1]).unwrap(), vec![i as u8]);
+    let results = client.put_many(stream::iter((0..MAX_KEYS + 3).map(bytes))).await.unwrap();
+    assert!(results.iter().enumerate().all(|(i, result)| result.as_ref().unwrap().key == format!("two-streams/{i}")));
+    assert_eq!(fake.many.lock()[&format!("two-streams/{}", MAX_KEYS + 2)].1, [[(MAX_KEYS + 2) as u8]]);
 
     let keys: Vec<String> = (0..lens.len()).map(|i| format!("ns/{i}")).collect();
     let fetched = client.get_many(&keys, &GetManyOptions::default()).await.unwrap().collect().await.unwrap();

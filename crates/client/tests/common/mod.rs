@@ -1,6 +1,6 @@
 //! A small Flight server that reads and writes Arrow with arrow-flight's own code.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a helper of tests")]
+#![allow(clippy::unwrap_used, reason = "a helper of tests")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
