@@ -167,6 +167,21 @@ impl ManyStream {
     }
 
     /// All keys, one result each in the order of the request, without a copy of their bytes.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), sira_client::ClientError> {
+    /// use sira_client::GetManyOptions;
+    ///
+    /// let options = GetManyOptions { parts: Some(vec!["k".into(), "k_scale".into()]), ..GetManyOptions::default() };
+    /// for key in client.get_many(["kv/a", "kv/b"], &options).await?.collect().await?.into_iter().flatten() {
+    ///     for part in key.parts {
+    ///         let (name, shape) = (part.name.clone(), part.spec.shape().to_vec());
+    ///         println!("{name} {shape:?}: {} bytes", part.into_bytes().len());
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn collect(mut self) -> Result<Vec<Result<FetchedKey, WireError>>, ClientError> {
         let mut results = Vec::new();
         let mut key = FetchedKey::default();
