@@ -39,9 +39,8 @@ impl Server {
         }
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data.path());
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim_end().strip_prefix("sira: listening on ").unwrap().to_owned();
+        let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
+        let url = lines.find_map(|line| line.strip_prefix("sira: listening on ").map(str::to_owned)).unwrap();
         Server { process, url, _data: data }
     }
 
