@@ -146,7 +146,13 @@ impl ManyStream {
                 None => None,
             };
             match next {
-                Some(data) => self.read(&data)?,
+                Some(data) => {
+                    if let Err(error) = self.read(&data) {
+                        // Nothing of what it sent is to be trusted any more.
+                        (self.messages, self.ready) = (None, VecDeque::new());
+                        return Err(error);
+                    }
+                }
                 None => return self.segments.finish().map(|()| None),
             }
         }

@@ -151,8 +151,9 @@ impl Client {
     /// Puts many keys in one stream: small tensors share messages (and are copied once), large ones are sent as they lie.
     ///
     /// The answer has one result an entry, in their order; what fails with one does not stop the others. An error of the call itself says nothing of
-    /// the keys: some may have been committed. Entries are taken as fast as the server takes their bytes; more than one stream may have (65,536) go on
-    /// in the next.
+    /// the keys: some may have been committed. Entries are taken as fast as the server takes their bytes, and what has come is sent while there are no
+    /// more, but a source that has nothing for a minute loses the stream ([`Code::Busy`]). More entries than one stream takes (65,536) go on in the
+    /// next.
     ///
     /// ```no_run
     /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {

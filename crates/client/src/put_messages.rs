@@ -69,11 +69,16 @@ impl Messages {
             // Arrow pads bodies to 8 bytes, which would be a copy: what is left after the last 8 goes with the small ones.
             while bytes.len() >= 8 {
                 let piece = bytes.split_to(bytes.len().min(BODY) / 8 * 8);
-                self.send(piece);
+                let rows = piece.len();
+                self.send(piece, rows);
             }
         }
         if self.small.len() + bytes.len() > BODY {
             self.flush();
+        }
+        if self.small.is_empty() {
+            // Room for more like it, so that the buffer need not move as it grows.
+            self.small.reserve((32 * bytes.len()).min(BODY));
         }
         self.small.extend_from_slice(&bytes);
     }
@@ -81,13 +86,15 @@ impl Messages {
     /// Makes a message of what has come so far, if anything has.
     pub(crate) fn flush(&mut self) {
         if self.is_waiting() {
-            let small = self.small.split().freeze();
-            self.send(small);
+            let rows = self.small.len();
+            self.small.resize(rows.next_multiple_of(8), 0);
+            let body = self.small.split().freeze();
+            self.send(body, rows);
         }
     }
 
-    fn send(&mut self, body: Bytes) {
-        let mut data = message::batch(body);
+    fn send(&mut self, body: Bytes, rows: usize) {
+        let mut data = message::padded_batch(body, rows);
         if !self.items.is_empty() {
             data.app_metadata = [OPEN, &self.items, CLOSE].concat().into();
             self.items.clear();

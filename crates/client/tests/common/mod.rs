@@ -28,11 +28,14 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 pub type Put = (HashMap<String, String>, Vec<u8>);
 
+/// What was announced of a key, and the bytes of its parts.
+pub type Kept = (PutItem, Vec<Vec<u8>>);
+
 /// Keeps metadata and bytes of the last put, and all that was put as many.
 #[derive(Default)]
 pub struct Fake {
     pub put: Mutex<Option<Put>>,
-    pub many: Mutex<BTreeMap<String, (PutItem, Vec<Vec<u8>>)>>,
+    pub many: Mutex<BTreeMap<String, Kept>>,
 }
 
 impl Fake {
