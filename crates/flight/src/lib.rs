@@ -4,12 +4,22 @@
 //! (`put.rs`): a message may be as large as its client likes, and memory stays bounded by the chunk that is being gathered.
 
 mod actions;
+mod auth;
+mod connection;
+mod door;
 mod get;
 mod input;
 mod ipc;
 mod put;
+mod seats;
+mod server;
 mod service;
 mod stall;
 mod status;
+mod tls;
+mod watched;
 
-pub use service::{Flight, serve};
+pub use auth::Tokens;
+pub use server::{DEFAULT_CONNECTIONS, GREETINGS, ServeError, Transport, serve};
+pub use service::Flight;
+pub use tls::{Tls, TlsFiles};

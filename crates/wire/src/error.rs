@@ -35,9 +35,11 @@ pub enum Code {
     Backend,
     /// A defect of Sira.
     Internal,
+    /// No token, or one that the server does not accept.
+    Unauthenticated,
 }
 
-const CODES: [(Code, &str); 15] = [
+const CODES: [(Code, &str); 16] = [
     (Code::BadKey, "SIRA_BAD_KEY"),
     (Code::BadRequest, "SIRA_BAD_REQUEST"),
     (Code::BadTensor, "SIRA_BAD_TENSOR"),
@@ -53,6 +55,7 @@ const CODES: [(Code, &str); 15] = [
     (Code::ShuttingDown, "SIRA_SHUTTING_DOWN"),
     (Code::Backend, "SIRA_BACKEND"),
     (Code::Internal, "SIRA_INTERNAL"),
+    (Code::Unauthenticated, "SIRA_UNAUTHENTICATED"),
 ];
 
 impl Code {

@@ -1,0 +1,233 @@
+//! How many connections and calls there may be at once, and who has to leave when there are more.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+use tonic::body::Body;
+
+/// The connections that a server holds, each with a seat.
+pub(crate) struct Room {
+    free: Arc<Semaphore>,
+    guests: Mutex<HashMap<u64, Arc<Guest>>>,
+    next: AtomicU64,
+}
+
+/// One connection, as the calls that come over it see it.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    state: Mutex<State>,
+    leaving: AtomicBool,
+    waker: AtomicWaker,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Whether it has made a call that was let in, or shown a certificate.
+    known: bool,
+    calls: usize,
+    idle_since: Instant,
+}
+
+impl Room {
+    pub fn new(seats: usize) -> Arc<Room> {
+        Arc::new(Room { free: Arc::new(Semaphore::new(seats)), guests: Mutex::default(), next: AtomicU64::new(0) })
+    }
+
+    /// A seat for a new connection. When all are taken, a connection without a running call has to leave; where each of them has one, this
+    /// waits. `known`: it has shown who it is.
+    pub async fn seat(self: Arc<Room>, known: bool) -> Option<Seat> {
+        let free = match self.free.clone().try_acquire_owned() {
+            Ok(free) => free,
+            Err(_) => {
+                self.send_one_away();
+                self.free.clone().acquire_owned().await.ok()?
+            }
+        };
+        let state = State { known, calls: 0, idle_since: Instant::now() };
+        let guest = Arc::new(Guest { state: Mutex::new(state), leaving: AtomicBool::new(false), waker: AtomicWaker::new() });
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.guests.lock().insert(number, guest.clone());
+        Some(Seat { number, guest, room: self, _permit: free })
+    }
+
+    /// Closes the connection that is missed least: those that never made a call first, then the one without a call for longest.
+    pub fn send_one_away(&self) {
+        let guests = self.guests.lock();
+        let order = |guest: &Arc<Guest>| {
+            let state = guest.state.lock();
+            (state.calls == 0 && !guest.leaving.load(Ordering::Acquire)).then_some((state.known, state.idle_since))
+        };
+        let chosen = guests.values().filter_map(|guest| Some((order(guest)?, guest))).min_by_key(|(order, _)| *order);
+        if let Some((_, guest)) = chosen {
+            guest.leaving.store(true, Ordering::Release);
+            guest.waker.wake();
+        }
+    }
+}
+
+impl Guest {
+    /// Whether the connection is to be closed; if not, the task of `context` is woken once it is.
+    pub fn is_leaving(&self, context: &Context<'_>) -> bool {
+        self.waker.register(context.waker());
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    fn begin(self: Arc<Guest>) -> Running {
+        let mut state = self.state.lock();
+        (state.known, state.calls) = (true, state.calls + 1);
+        drop(state);
+        Running(self)
+    }
+}
+
+/// A place among the connections, given back when dropped.
+pub(crate) struct Seat {
+    pub guest: Arc<Guest>,
+    number: u64,
+    room: Arc<Room>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.room.guests.lock().remove(&self.number);
+    }
+}
+
+/// A call that runs over a connection.
+struct Running(Arc<Guest>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        (state.calls, state.idle_since) = (state.calls - 1, Instant::now());
+    }
+}
+
+/// The calls that a server may have under way.
+#[derive(Clone)]
+pub(crate) struct Calls {
+    free: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Calls {
+    pub fn new(most: usize) -> Calls {
+        Calls { free: Arc::new(Semaphore::new(most)), most }
+    }
+
+    /// Begins a call over `guest`, unless there are too many: it is refused at once, since one more that waits would only take more memory.
+    pub fn begin(&self, guest: Option<Arc<Guest>>) -> Result<Call, Status> {
+        match self.free.clone().try_acquire_owned() {
+            Ok(permit) => Ok(Call { _permit: permit, _running: guest.map(Guest::begin) }),
+            Err(_) => {
+                let message = format!("{} calls are under way, as many as this server takes; try again", self.most);
+                Err(crate::status::refuse(sira_wire::Code::Busy, message))
+            }
+        }
+    }
+}
+
+/// A call under way, until the last byte of its answer is on its way.
+pub(crate) struct Call {
+    _permit: OwnedSemaphorePermit,
+    _running: Option<Running>,
+}
+
+impl Call {
+    /// The answer, which keeps the call until it has ended or is dropped.
+    pub fn answer(self, response: http::Response<Body>) -> http::Response<Body> {
+        response.map(|body| Body::new(Answer { body, _call: self }))
+    }
+}
+
+struct Answer {
+    body: Body,
+    _call: Call,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(50);
+
+    fn leaves(seat: &Seat) -> bool {
+        seat.guest.leaving.load(Ordering::Acquire)
+    }
+
+    #[tokio::test]
+    async fn the_connection_that_is_missed_least_makes_room() {
+        let (room, calls) = (Room::new(3), Calls::new(10));
+        let busy = room.clone().seat(false).await.unwrap();
+        let call = calls.begin(Some(busy.guest.clone())).ok().unwrap();
+        let known = room.clone().seat(false).await.unwrap();
+        drop(calls.begin(Some(known.guest.clone())));
+        let silent = room.clone().seat(false).await.unwrap();
+
+        assert!(timeout(SOON, room.clone().seat(false)).await.is_err(), "nobody has left yet");
+        assert_eq!([leaves(&busy), leaves(&known), leaves(&silent)], [false, false, true], "it never called");
+        drop(silent);
+        let fourth = room.clone().seat(true).await.unwrap();
+        assert!(timeout(SOON, room.clone().seat(false)).await.is_err());
+        assert_eq!([leaves(&busy), leaves(&known), leaves(&fourth)], [false, true, false], "it has been idle for longest");
+        drop((known, fourth));
+        let (_fifth, _sixth) = (room.clone().seat(false).await.unwrap(), room.clone().seat(false).await.unwrap());
+        drop(call);
+        assert!(!leaves(&busy));
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_a_running_call_stays() {
+        let (room, calls) = (Room::new(1), Calls::new(10));
+        let busy = room.clone().seat(true).await.unwrap();
+        let call = calls.begin(Some(busy.guest.clone())).ok().unwrap();
+        let answer = call.answer(http::Response::new(Body::empty()));
+        assert!(timeout(SOON, room.clone().seat(true)).await.is_err());
+        assert!(!leaves(&busy), "its answer is still on its way");
+        drop(answer);
+        assert!(timeout(SOON, room.clone().seat(true)).await.is_err());
+        assert!(leaves(&busy));
+    }
+
+    #[test]
+    fn calls_beyond_the_limit_are_refused_at_once() {
+        let calls = Calls::new(2);
+        let held = [calls.begin(None), calls.begin(None)];
+        let status = calls.begin(None).err().unwrap();
+        assert!(status.message().starts_with("SIRA_BUSY: 2 calls are under way"), "{status}");
+        drop(held);
+        assert!(calls.begin(None).is_ok());
+    }
+}
