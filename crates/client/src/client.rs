@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::time::Duration;
 
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::{Action, Ticket as FlightTicket};
@@ -12,12 +11,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sira_tensor::TensorSpec;
 use sira_wire::{
-    Code, DEFAULT_PORT, DeleteAnswer, DeleteRequest, Entry, ExistsAnswer, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions,
-    Ticket, VERSION, WireError,
+    Code, DeleteAnswer, DeleteRequest, Entry, ExistsAnswer, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions, Ticket,
+    VERSION, WireError,
 };
 use tokio::io::AsyncRead;
-use tonic::transport::{Channel, Endpoint};
 
+use crate::connect::{self, Authorized, ConnectOptions};
 use crate::put::{self, Failure, Pieces};
 use crate::{ClientError, GetOptions, TensorStream, message};
 
@@ -30,7 +29,7 @@ const MAX_MESSAGE: usize = 64 << 20;
 /// A connection to a server; clones share it.
 #[derive(Clone, Debug)]
 pub struct Client {
-    flight: FlightServiceClient<Channel>,
+    flight: FlightServiceClient<Authorized>,
 }
 
 /// The answer of `health`.
@@ -47,17 +46,12 @@ pub struct Health {
 impl Client {
     /// Connects to `grpc://host:port`; `http://` and `grpc+tcp://` mean the same, the port is 9095 where none is given.
     pub async fn connect(url: &str) -> Result<Client, ClientError> {
-        let endpoint = Endpoint::from_shared(http_url(url)?)
-            .map_err(|error| ClientError::BadUrl { url: url.to_owned(), reason: error.to_string() })?
-            .connect_timeout(Duration::from_secs(10))
-            .tcp_nodelay(true)
-            // Room for a few messages on the way, where HTTP/2's own 64 KiB would wait for each round trip.
-            .initial_stream_window_size(8 << 20)
-            .initial_connection_window_size(16 << 20);
-        let channel = endpoint.connect().await.map_err(|error| match ClientError::from(error) {
-            ClientError::Transport { reason, .. } => ClientError::Transport { context: format!("no connection to {url}"), reason },
-            other => other,
-        })?;
+        Client::connect_with(url, ConnectOptions::default()).await
+    }
+
+    /// Connects with a token, with TLS (`grpc+tls://host:port`; `grpcs://` and `https://` mean the same), or both.
+    pub async fn connect_with(url: &str, options: ConnectOptions) -> Result<Client, ClientError> {
+        let channel = connect::open(url, &options).await?;
         Ok(Client { flight: FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE) })
     }
 
@@ -190,43 +184,4 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>, ClientError> {
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
     serde_json::from_slice(bytes).map_err(ClientError::protocol)
-}
-
-/// The URL as the HTTP/2 layer takes it.
-fn http_url(url: &str) -> Result<String, ClientError> {
-    let bad = |reason: &str| Err(ClientError::BadUrl { url: url.to_owned(), reason: reason.to_owned() });
-    let (scheme, rest) = url.split_once("://").unwrap_or(("grpc", url));
-    match scheme {
-        "grpc" | "grpc+tcp" | "http" => {}
-        "https" | "grpc+tls" | "grpcs" => return bad("TLS is not part of this version; a server listens on loopback only"),
-        _ => return bad("a server's URL is grpc://host:port"),
-    }
-    let authority = rest.trim_end_matches('/');
-    if authority.is_empty() || authority.contains(['/', '?', '#', '@']) {
-        return bad("a server's URL is grpc://host:port, with nothing after it");
-    }
-    let after_host = authority.rsplit(']').next().unwrap_or(authority);
-    Ok(if after_host.contains(':') { format!("http://{authority}") } else { format!("http://{authority}:{DEFAULT_PORT}") })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_are_taken_in_every_spelling_and_refused_with_a_reason() {
-        for (url, http) in [
-            ("grpc://127.0.0.1:9095", "http://127.0.0.1:9095"),
-            ("grpc+tcp://localhost", "http://localhost:9095"),
-            ("http://host:1/", "http://host:1"),
-            ("host:7", "http://host:7"),
-            ("grpc://[::1]", "http://[::1]:9095"),
-            ("grpc://[::1]:5", "http://[::1]:5"),
-        ] {
-            assert_eq!(http_url(url).unwrap(), http, "{url}");
-        }
-        for url in ["grpc+tls://host", "ftp://host", "grpc://", "grpc://host/path"] {
-            assert!(http_url(url).is_err(), "{url}");
-        }
-    }
 }

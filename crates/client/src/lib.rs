@@ -18,12 +18,14 @@
 //! It speaks docs/wire.md over the generated Flight client and moves tensors in pieces, so that neither side needs a whole one in memory.
 
 mod client;
+mod connect;
 mod error;
 mod get;
 mod message;
 mod put;
 
 pub use client::{Client, DEFAULT_URL, Health};
+pub use connect::ConnectOptions;
 pub use error::ClientError;
 pub use get::{GetOptions, TensorStream};
 pub use put::read_pieces;

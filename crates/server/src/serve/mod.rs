@@ -3,13 +3,13 @@
 mod backends;
 mod calls;
 mod lock;
+mod network;
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use sira_store::StorageClient;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{self, MissedTickBehavior};
@@ -22,13 +22,14 @@ use calls::Calls;
 /// Serves until SIGTERM or SIGINT, then drains: no new calls, running ones to their end or the configured time, unwritten tensors to
 /// their backends. Calls that are cut off are no failure; a tensor that could not be written is one.
 ///
-/// The order of the start: log, lock of the data folder, port (so that a server that cannot listen touches no data), catalog and
+/// The order of the start: log, certificates and tokens, lock of the data folder, port (so that a server that cannot listen touches no data), catalog and
 /// backends, and, once calls are answered, the line on standard output.
 pub async fn run(config: Config) -> Result<(), Failure> {
     start_log()?;
     let mut signals = Signals::new()?;
+    let transport = network::transport(&config)?;
     let lock = lock::lock_data(&config.server.data_dir)?;
-    let (listener, address) = listen(config.server.listen).await?;
+    let (listener, address) = network::listen(&config.server).await?;
     let store = backends::open_store(&config).await?;
     let log = config.storage.metrics_interval.map(|interval| tokio::spawn(log_statistics(store.clone(), interval)));
 
@@ -38,8 +39,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let serving = store.clone();
-    let mut calls = Calls::run(async move { sira_flight::serve(serving, listener, shutdown).await.map_err(|error| error.to_string()) })?;
-    announce(address)?;
+    let mut calls =
+        Calls::run(async move { sira_flight::serve(serving, listener, transport, shutdown).await.map_err(|error| error.to_string()) })?;
+    let warning = network::warn(&config.server, &config.auth);
+    announce(if config.server.tls.is_some() { "grpc+tls" } else { "grpc" }, address)?;
 
     let ended = tokio::select! {
         name = signals.next() => {
@@ -57,8 +60,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         name = signals.next() => Err(Failure::Failed(format!("stopped by a second {name} before the drain was over"))),
     };
     calls.cut_off().await;
-    if let Some(log) = log {
-        log.abort();
+    for task in [log, warning].into_iter().flatten() {
+        task.abort();
     }
     drop(lock);
     drained?;
@@ -98,21 +101,10 @@ fn start_log() -> Result<(), Failure> {
     Ok(())
 }
 
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
-    // The configuration has refused it with its line; whoever builds a Config by hand is refused here.
-    if !address.ip().is_loopback() {
-        return Err(Failure::Usage(format!("{address} is not a loopback address, and TLS is not part of this version")));
-    }
-    let failed = |error: io::Error| Failure::with(format_args!("cannot listen on {address}"), error);
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
-}
-
 /// The one line on standard output, for whoever started this and waits.
-fn announce(address: SocketAddr) -> Result<(), Failure> {
+fn announce(scheme: &str, address: SocketAddr) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "sira: listening on grpc://{address}")
+    writeln!(stdout, "sira: listening on {scheme}://{address}")
         .and_then(|()| stdout.flush())
         .map_err(|error| Failure::with("standard output", error))
 }
