@@ -1,19 +1,25 @@
 //! How many connections and calls there may be at once, and who has to leave when there are more.
 
 use std::collections::HashMap;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{self, Duration, Instant};
 use tonic::Status;
 use tonic::body::Body;
+
+/// How long a connection may be without a call before it has to make room.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How often a newcomer looks again for one that can leave.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The connections that a server holds, each with a seat.
 pub(crate) struct Room {
@@ -43,14 +49,19 @@ impl Room {
         Arc::new(Room { free: Arc::new(Semaphore::new(seats)), guests: Mutex::default(), next: AtomicU64::new(0) })
     }
 
-    /// A seat for a new connection. When all are taken, a connection without a running call has to leave; where each of them has one, this
-    /// waits. `known`: it has shown who it is.
+    /// A seat for a new connection. When all are taken, one without a running call has to leave; where there is none, this waits. `known`:
+    /// it has shown who it is.
     pub async fn seat(self: Arc<Room>, known: bool) -> Option<Seat> {
         let free = match self.free.clone().try_acquire_owned() {
             Ok(free) => free,
             Err(_) => {
-                self.send_one_away();
-                self.free.clone().acquire_owned().await.ok()?
+                let mut turn = pin!(self.free.clone().acquire_owned());
+                loop {
+                    self.send_one_away();
+                    if let Ok(free) = time::timeout(AGAIN, &mut turn).await {
+                        break free.ok()?;
+                    }
+                }
             }
         };
         let state = State { known, calls: 0, idle_since: Instant::now() };
@@ -60,15 +71,19 @@ impl Room {
         Some(Seat { number, guest, room: self, _permit: free })
     }
 
-    /// Closes the connection that is missed least: those that never made a call first, then the one without a call for longest.
+    /// Closes the connection that is missed least: of those that never made a call, or where all have made one, that without a call for
+    /// longest. Nobody leaves who came or called a moment ago: a flood of newcomers waits for its own kind, and an honest newcomer is not
+    /// sent away before its first call.
     pub fn send_one_away(&self) {
         let guests = self.guests.lock();
-        let order = |guest: &Arc<Guest>| {
+        let idle = |guest: &Arc<Guest>| {
             let state = guest.state.lock();
             (state.calls == 0 && !guest.leaving.load(Ordering::Acquire)).then_some((state.known, state.idle_since))
         };
-        let chosen = guests.values().filter_map(|guest| Some((order(guest)?, guest))).min_by_key(|(order, _)| *order);
-        if let Some((_, guest)) = chosen {
+        let missed_least = guests.values().filter_map(|guest| Some((idle(guest)?, guest))).min_by_key(|(order, _)| *order);
+        if let Some(((_, since), guest)) = missed_least
+            && since.elapsed() >= GRACE
+        {
             guest.leaving.store(true, Ordering::Release);
             guest.waker.wake();
         }
@@ -175,19 +190,19 @@ impl http_body::Body for Answer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
+    use http_body_util::Full;
     use tokio::time::timeout;
 
     use super::*;
 
-    const SOON: Duration = Duration::from_millis(50);
+    /// Long enough for whoever has to leave, and no longer than a newcomer waits.
+    const SOON: Duration = Duration::from_millis(1500);
 
     fn leaves(seat: &Seat) -> bool {
         seat.guest.leaving.load(Ordering::Acquire)
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_connection_that_is_missed_least_makes_room() {
         let (room, calls) = (Room::new(3), Calls::new(10));
         let busy = room.clone().seat(false).await.unwrap();
@@ -196,11 +211,13 @@ mod tests {
         drop(calls.begin(Some(known.guest.clone())));
         let silent = room.clone().seat(false).await.unwrap();
 
-        assert!(timeout(SOON, room.clone().seat(false)).await.is_err(), "nobody has left yet");
+        assert!(timeout(GRACE / 2, room.clone().seat(false)).await.is_err());
+        assert!(![&busy, &known, &silent].into_iter().any(leaves), "all came a moment ago");
+        assert!(timeout(GRACE * 3 / 4, room.clone().seat(false)).await.is_err(), "nobody has left yet");
         assert_eq!([leaves(&busy), leaves(&known), leaves(&silent)], [false, false, true], "it never called");
         drop(silent);
         let fourth = room.clone().seat(true).await.unwrap();
-        assert!(timeout(SOON, room.clone().seat(false)).await.is_err());
+        assert!(timeout(GRACE / 2, room.clone().seat(false)).await.is_err());
         assert_eq!([leaves(&busy), leaves(&known), leaves(&fourth)], [false, true, false], "it has been idle for longest");
         drop((known, fourth));
         let (_fifth, _sixth) = (room.clone().seat(false).await.unwrap(), room.clone().seat(false).await.unwrap());
@@ -208,12 +225,12 @@ mod tests {
         assert!(!leaves(&busy));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_connection_with_a_running_call_stays() {
         let (room, calls) = (Room::new(1), Calls::new(10));
         let busy = room.clone().seat(true).await.unwrap();
         let call = calls.begin(Some(busy.guest.clone())).ok().unwrap();
-        let answer = call.answer(http::Response::new(Body::empty()));
+        let answer = call.answer(http::Response::new(Body::new(Full::new(Bytes::from_static(b"answer")))));
         assert!(timeout(SOON, room.clone().seat(true)).await.is_err());
         assert!(!leaves(&busy), "its answer is still on its way");
         drop(answer);

@@ -38,11 +38,11 @@ pub(crate) struct TrustArgs {
     #[arg(long, global = true, value_name = "FILE")]
     pub ca: Option<String>,
     /// Certificate of the client, where the server asks for one; PEM [env: SIRA_CERT=]
-    #[arg(long, global = true, value_name = "FILE")]
-    pub cert: Option<String>,
+    #[arg(long = "cert", global = true, value_name = "FILE")]
+    pub client_cert: Option<String>,
     /// Its private key; PEM [env: SIRA_KEY=]
-    #[arg(long, global = true, value_name = "FILE")]
-    pub key: Option<String>,
+    #[arg(long = "key", global = true, value_name = "FILE")]
+    pub client_key: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -216,7 +216,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 fn serve(args: ServeArgs, trust: &TrustArgs) -> Result<(), Failure> {
-    if let Some(flag) = [(&trust.ca, "--ca"), (&trust.cert, "--cert"), (&trust.key, "--key")].iter().find(|(file, _)| file.is_some()) {
+    if let Some(flag) =
+        [(&trust.ca, "--ca"), (&trust.client_cert, "--cert"), (&trust.client_key, "--key")].iter().find(|(file, _)| file.is_some())
+    {
         let flag = flag.1;
         return Err(Failure::Usage(format!("{flag} is for client commands; a server takes --tls-cert, --tls-key and --tls-client-ca")));
     }

@@ -173,7 +173,7 @@ fn failures_are_one_line_and_a_number() {
         (1, &["--url", "grpc://127.0.0.1:1", "ls"], "no connection to grpc://127.0.0.1:1"),
         (1, &["--url", &format!("grpc+tls://{}", server.url.trim_start_matches("grpc://")), "ls"], "no connection to grpc+tls://"),
         (2, &["--token-file", "none", "ls"], "none: No such file"),
-        (2, &["--cert", "two.txt", "ls"], "a certificate and its key go together"),
+        (2, &["--cert", "zip.npy", "ls"], "a certificate and its key go together"),
     ];
     for (code, arguments, part) in cases {
         let (found, stdout, stderr) = server.run(at, arguments);

@@ -60,8 +60,8 @@ fn options(trust: &TrustArgs, environment: impl Fn(&str) -> Option<String>) -> R
     Ok(ConnectOptions {
         token,
         ca_pem: file(&trust.ca, "SIRA_CA")?,
-        cert_pem: file(&trust.cert, "SIRA_CERT")?,
-        key_pem: file(&trust.key, "SIRA_KEY")?,
+        cert_pem: file(&trust.client_cert, "SIRA_CERT")?,
+        key_pem: file(&trust.client_key, "SIRA_KEY")?,
         ..ConnectOptions::default()
     })
 }
@@ -110,7 +110,8 @@ mod tests {
             path.display().to_string()
         };
         let (tokens, ca, none) = (path("tokens", "# mine\n\n token-one \ntoken-two\n"), path("ca", "pem"), path("none", "# empty\n"));
-        let trust = |token_file: Option<&String>| TrustArgs { token_file: token_file.cloned(), ca: None, cert: None, key: None };
+        let trust =
+            |token_file: Option<&String>| TrustArgs { token_file: token_file.cloned(), ca: None, client_cert: None, client_key: None };
         let of = |trust: &TrustArgs, variables: &[(&str, &str)]| {
             options(trust, |name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
         };
