@@ -18,6 +18,10 @@ use crate::seats::{Guest, Seat};
 /// What every HTTP/2 connection begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Reads after which a connection lets others have their turn. One read may bring hundreds of tiny frames, each of which takes time: a flood
+/// of them would otherwise hold a thread for as long as it lasts.
+const READS: u32 = 2;
+
 /// A TCP socket that belongs to the runtime that uses it: the one that greets a connection does not go on to serve it.
 pub(crate) enum Socket {
     Live(TcpStream),
@@ -104,7 +108,7 @@ impl Greeted {
             Greeted::Plain(socket) => socket.park()?,
             Greeted::Tls(stream) => stream.get_mut().0.park()?,
         }
-        Ok(Connection { stream: self, unread: PREFACE, seat })
+        Ok(Connection { stream: self, unread: PREFACE, reads: 0, seat })
     }
 }
 
@@ -113,6 +117,8 @@ pub(crate) struct Connection {
     stream: Greeted,
     /// What is left of the preface, which was read already and is read again by what serves the connection.
     unread: &'static [u8],
+    /// Reads in a row that found something.
+    reads: u32,
     seat: Seat,
 }
 
@@ -135,10 +141,17 @@ impl AsyncRead for Connection {
         if self.seat.guest.is_leaving(context) {
             return Poll::Ready(Ok(())); // as if the client had ended it
         }
-        match &mut self.stream {
+        if self.reads >= READS {
+            self.reads = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let read = match &mut self.stream {
             Greeted::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Greeted::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
+        };
+        self.reads = if read.is_ready() { self.reads + 1 } else { 0 };
+        read
     }
 }
 

@@ -35,12 +35,12 @@ struct Door {
     ready: Sender<io::Result<Connection>>,
 }
 
-/// Takes connections from `listener`, on a thread that ends when the receiver is dropped. At most `seats` are open at once.
-pub(crate) fn open(listener: TcpListener, tls: Option<Tls>, seats: usize) -> io::Result<Receiver<io::Result<Connection>>> {
+/// Takes connections from `listener`, on a thread that ends when the receiver is dropped. At most as many are open as `room` has seats.
+pub(crate) fn open(listener: TcpListener, tls: Option<Tls>, room: Arc<Room>) -> io::Result<Receiver<io::Result<Connection>>> {
     let listener = listener.into_std()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (ready, receiver) = channel(READY);
-    let door = Arc::new(Door { tls, room: Room::new(seats), ready });
+    let door = Arc::new(Door { tls, room, ready });
     std::thread::Builder::new().name("sira-door".into()).spawn(move || {
         if let Err(error) = rustix::process::nice(NICENESS) {
             tracing::debug!(%error, "the thread of the door has the priority of the others");
@@ -82,7 +82,7 @@ impl Door {
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted; others are closed for it");
                     make_room(&mut greetings, 1);
-                    self.room.send_one_away();
+                    self.room.make_room(1);
                     time::sleep(Duration::from_millis(50)).await;
                 }
             }

@@ -15,6 +15,7 @@ use sira_wire::{Code, PutOptions};
 use tonic::Status;
 
 use crate::ipc;
+use crate::seats::Turn;
 use crate::stall::{LOOK, Patience};
 use crate::status::{of_store, refuse};
 
@@ -36,10 +37,15 @@ pub(crate) fn carrier(spec: &TensorSpec) -> (Carrier, Schema) {
 }
 
 /// The messages of a get: the schema, then batches of whole rows. A client that stops reading is cut off, and gives back its memory.
-pub(crate) fn messages(store: &StorageClient, reader: Reader) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
+/// `turn` is held until then.
+pub(crate) fn messages(
+    store: &StorageClient,
+    reader: Reader,
+    turn: Option<Turn>,
+) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
     let (carrier, schema) = carrier(reader.spec());
     let header = FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
-    let rows = Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false };
+    let rows = Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false, turn };
     let slot = Arc::new(Mutex::new(Ok((rows, Patience::default()))));
     tokio::spawn(watch(store.clone(), Arc::downgrade(&slot)));
     let batches = futures::stream::try_unfold(slot, |slot| async move {
@@ -67,7 +73,10 @@ async fn watch(store: StorageClient, slot: Weak<Slot>) {
         tokio::time::sleep(LOOK).await;
         let Some(slot) = slot.upgrade() else { return };
         let mut state = lock(&slot);
-        let cut = state.as_mut().ok().and_then(|(_, patience)| patience.waited(LOOK, store.pressed()));
+        let cut = state.as_mut().ok().and_then(|(rows, patience)| {
+            let pressed = store.pressed() || rows.turn.as_ref().is_some_and(Turn::is_awaited);
+            patience.waited(LOOK, pressed)
+        });
         if let Some(reason) = cut {
             *state = Err(reason);
             return;
@@ -82,6 +91,7 @@ struct Rows {
     waiting: VecDeque<Bytes>,
     bytes: u64,
     ended: bool,
+    turn: Option<Turn>,
 }
 
 impl Rows {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -26,6 +26,28 @@ pub(crate) struct Room {
     free: Arc<Semaphore>,
     guests: Mutex<HashMap<u64, Arc<Guest>>>,
     next: AtomicU64,
+    waiting: AtomicUsize,
+    gets: usize,
+}
+
+/// One that waits, counted for as long as it does.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn new(count: &'a AtomicUsize) -> Waits<'a> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waits(count)
+    }
+
+    fn how_many(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One connection, as the calls that come over it see it.
@@ -34,6 +56,8 @@ pub(crate) struct Guest {
     state: Mutex<State>,
     leaving: AtomicBool,
     waker: AtomicWaker,
+    gets: Arc<Semaphore>,
+    gets_waiting: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -45,8 +69,10 @@ struct State {
 }
 
 impl Room {
-    pub fn new(seats: usize) -> Arc<Room> {
-        Arc::new(Room { free: Arc::new(Semaphore::new(seats)), guests: Mutex::default(), next: AtomicU64::new(0) })
+    /// `seats` connections, each with `gets` running gets at most.
+    pub fn new(seats: usize, gets: usize) -> Arc<Room> {
+        let free = Arc::new(Semaphore::new(seats));
+        Arc::new(Room { free, guests: Mutex::default(), next: AtomicU64::new(0), waiting: AtomicUsize::new(0), gets })
     }
 
     /// A seat for a new connection. When all are taken, one without a running call has to leave; where there is none, this waits. `known`:
@@ -56,8 +82,9 @@ impl Room {
             Ok(free) => free,
             Err(_) => {
                 let mut turn = pin!(self.free.clone().acquire_owned());
+                let waits = Waits::new(&self.waiting);
                 loop {
-                    self.send_one_away();
+                    self.make_room(waits.how_many());
                     if let Ok(free) = time::timeout(AGAIN, &mut turn).await {
                         break free.ok()?;
                     }
@@ -65,17 +92,26 @@ impl Room {
             }
         };
         let state = State { known, calls: 0, idle_since: Instant::now() };
-        let guest = Arc::new(Guest { state: Mutex::new(state), leaving: AtomicBool::new(false), waker: AtomicWaker::new() });
+        let guest = Arc::new(Guest {
+            state: Mutex::new(state),
+            leaving: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+            gets: Arc::new(Semaphore::new(self.gets)),
+            gets_waiting: AtomicUsize::new(0),
+        });
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.guests.lock().insert(number, guest.clone());
         Some(Seat { number, guest, room: self, _permit: free })
     }
 
-    /// Closes the connection that is missed least: of those that never made a call, or where all have made one, that without a call for
-    /// longest. Nobody leaves who came or called a moment ago: a flood of newcomers waits for its own kind, and an honest newcomer is not
-    /// sent away before its first call.
-    pub fn send_one_away(&self) {
+    /// Closes a connection, unless `wanted` are being closed already: the one that is missed least, of those that never made a call, or where
+    /// all have made one, that without a call for longest. Nobody leaves who came or called a moment ago: a flood of newcomers waits for its
+    /// own kind, and an honest newcomer is not sent away before its first call.
+    pub fn make_room(&self, wanted: usize) {
         let guests = self.guests.lock();
+        if guests.values().filter(|guest| guest.leaving.load(Ordering::Acquire)).count() >= wanted {
+            return;
+        }
         let idle = |guest: &Arc<Guest>| {
             let state = guest.state.lock();
             (state.calls == 0 && !guest.leaving.load(Ordering::Acquire)).then_some((state.known, state.idle_since))
@@ -97,11 +133,37 @@ impl Guest {
         self.leaving.load(Ordering::Acquire)
     }
 
+    /// Waits for the turn of a get. The gets of one connection have only a share of the memory, so that a client that asks for much and reads
+    /// slowly keeps itself waiting, not the others.
+    pub async fn turn(self: Arc<Guest>) -> Option<Turn> {
+        let permit = match self.gets.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let _waits = Waits::new(&self.gets_waiting);
+                self.gets.clone().acquire_owned().await.ok()?
+            }
+        };
+        Some(Turn { guest: self, _permit: permit })
+    }
+
     fn begin(self: Arc<Guest>) -> Running {
         let mut state = self.state.lock();
         (state.known, state.calls) = (true, state.calls + 1);
         drop(state);
         Running(self)
+    }
+}
+
+/// The turn of a get, until it is dropped.
+pub(crate) struct Turn {
+    guest: Arc<Guest>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Turn {
+    /// Whether other gets of the same connection wait for it to end.
+    pub fn is_awaited(&self) -> bool {
+        self.guest.gets_waiting.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -204,7 +266,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_connection_that_is_missed_least_makes_room() {
-        let (room, calls) = (Room::new(3), Calls::new(10));
+        let (room, calls) = (Room::new(3, 2), Calls::new(10));
         let busy = room.clone().seat(false).await.unwrap();
         let call = calls.begin(Some(busy.guest.clone())).ok().unwrap();
         let known = room.clone().seat(false).await.unwrap();
@@ -227,7 +289,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_with_a_running_call_stays() {
-        let (room, calls) = (Room::new(1), Calls::new(10));
+        let (room, calls) = (Room::new(1, 2), Calls::new(10));
         let busy = room.clone().seat(true).await.unwrap();
         let call = calls.begin(Some(busy.guest.clone())).ok().unwrap();
         let answer = call.answer(http::Response::new(Body::new(Full::new(Bytes::from_static(b"answer")))));
@@ -236,6 +298,20 @@ mod tests {
         drop(answer);
         assert!(timeout(SOON, room.clone().seat(true)).await.is_err());
         assert!(leaves(&busy));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn gets_of_one_connection_wait_for_each_other_only() {
+        let room = Room::new(2, 2);
+        let (greedy, modest) = (room.clone().seat(true).await.unwrap().guest.clone(), room.seat(true).await.unwrap().guest.clone());
+        let (first, _second) = (greedy.clone().turn().await.unwrap(), greedy.clone().turn().await.unwrap());
+        assert!(!first.is_awaited());
+        let third = tokio::spawn(greedy.clone().turn());
+        time::sleep(SOON).await;
+        assert!(first.is_awaited() && !third.is_finished());
+        assert!(modest.turn().await.is_some());
+        drop(first);
+        assert!(!third.await.unwrap().unwrap().is_awaited());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tower::Service;
 
 use crate::auth::Tokens;
 pub use crate::door::GREETINGS;
-use crate::seats::{Call, Calls, Guest};
+use crate::seats::{Call, Calls, Guest, Room};
 use crate::service::Flight;
 use crate::tls::Tls;
 use crate::{door, put};
@@ -32,6 +32,9 @@ const CALLS: usize = 2048;
 /// Calls that one connection may have under way. Few, because all of them may send a window ahead of the store (the next constant but one),
 /// and because this bounds what one client can start and reset; a client that wants more opens another connection, as gRPC does.
 const STREAMS: u32 = 64;
+/// A connection may have a running get for each of these bytes of memory: a get of a large tensor holds 8 MiB, so that the gets of one client
+/// that does not read hold a sixteenth of the memory at most.
+const GET_SHARE: u64 = 128 << 20;
 /// HTTP/2 windows: how much a client may send ahead of the store. A connection's holds that of all its streams: puts that wait for memory
 /// must not keep the bytes of those that have it from coming.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -55,11 +58,13 @@ pub struct Transport {
     pub tokens: Option<Tokens>,
     /// Connections that may be open at once. Where there are more, one without a running call is closed for a new one.
     pub max_connections: usize,
+    /// Bytes of memory for tensors (`memory.limit`): gets over one connection have a share of it.
+    pub memory: u64,
 }
 
 impl Default for Transport {
     fn default() -> Transport {
-        Transport { tls: None, tokens: None, max_connections: DEFAULT_CONNECTIONS }
+        Transport { tls: None, tokens: None, max_connections: DEFAULT_CONNECTIONS, memory: 1 << 30 }
     }
 }
 
@@ -81,10 +86,11 @@ pub async fn serve(
     transport: Transport,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let Transport { tls, tokens, max_connections } = transport;
+    let Transport { tls, tokens, max_connections, memory } = transport;
     let flight = FlightServiceServer::new(Flight::new(store.clone(), tokens.is_some()));
     let service = Guarded { flight, store, tokens: tokens.map(Arc::new), calls: Calls::new(CALLS) };
-    let incoming = door::open(listener, tls, max_connections)?;
+    let gets = (memory / GET_SHARE).clamp(4, STREAMS.into()) as usize;
+    let incoming = door::open(listener, tls, Room::new(max_connections, gets))?;
     tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

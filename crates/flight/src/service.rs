@@ -1,5 +1,7 @@
 //! The Flight service: everything but `DoPut`.
 
+use std::sync::Arc;
+
 use arrow_flight::flight_descriptor::DescriptorType;
 use arrow_flight::flight_service_server::FlightService;
 use arrow_flight::{
@@ -14,6 +16,7 @@ use sira_tensor::{TensorSpec, region};
 use sira_wire::{Code, Entry, Key, ListRequest, Ticket as Wanted};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::seats::Guest;
 use crate::status::{of_store, of_wire, refuse, unsupported};
 use crate::{actions, auth, get};
 
@@ -144,9 +147,13 @@ impl FlightService for Flight {
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        let turn = match request.extensions().get::<Arc<Guest>>().cloned() {
+            Some(guest) => guest.turn().await,
+            None => None,
+        };
         let (key, ticket) = Wanted::parse(&request.into_inner().ticket).map_err(|e| of_wire(&e))?;
         let reader = self.store.read(&key, ticket.version, &ticket.slice).await.map_err(of_store)?;
-        Ok(Response::new(get::messages(&self.store, reader).boxed()))
+        Ok(Response::new(get::messages(&self.store, reader, turn).boxed()))
     }
 
     async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {

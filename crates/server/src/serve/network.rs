@@ -24,7 +24,7 @@ pub(super) fn transport(config: &Config) -> Result<Transport, Failure> {
     let tls = config.server.tls.clone().map(Tls::load).transpose().map_err(Failure::Failed)?;
     let tokens = config.auth.token_file.clone().map(Tokens::load).transpose().map_err(Failure::Failed)?;
     allow_connections(config.server.max_connections);
-    Ok(Transport { tls, tokens, max_connections: config.server.max_connections })
+    Ok(Transport { tls, tokens, max_connections: config.server.max_connections, memory: config.memory.limit })
 }
 
 /// Raises the limit of open files as far as the system lets it, which is often 1024 where it could be far more.
