@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import select
 import socket
 import ssl
@@ -260,6 +261,7 @@ ATTACKS = {
 
 
 def main(name: str, url: str, ca: str, token: str, size: str, seconds: str) -> None:
+    os.nice(19)  # an attacker computes on other machines; here it must not take the server's processors
     host, port = url.rpartition("://")[2].rsplit(":", 1)
     context = ssl.create_default_context(cafile=ca) if ca else None
     if context is not None:

@@ -1,18 +1,22 @@
 //! A connection on its way from the thread that greets it to the runtime that serves it.
 
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use crate::frames::Frames;
 use crate::seats::{Guest, Seat};
 
 /// What every HTTP/2 connection begins with.
@@ -108,7 +112,7 @@ impl Greeted {
             Greeted::Plain(socket) => socket.park()?,
             Greeted::Tls(stream) => stream.get_mut().0.park()?,
         }
-        Ok(Connection { stream: self, unread: PREFACE, reads: 0, seat })
+        Ok(Connection { stream: self, unread: PREFACE, reads: 0, frames: Frames::new(Instant::now()), pause: None, seat })
     }
 }
 
@@ -119,6 +123,9 @@ pub(crate) struct Connection {
     unread: &'static [u8],
     /// Reads in a row that found something.
     reads: u32,
+    frames: Frames,
+    /// Until when nothing is read, because too many frames came.
+    pause: Option<Pin<Box<Sleep>>>,
     seat: Seat,
 }
 
@@ -141,15 +148,23 @@ impl AsyncRead for Connection {
         if self.seat.guest.is_leaving(context) {
             return Poll::Ready(Ok(())); // as if the client had ended it
         }
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
         if self.reads >= READS {
             self.reads = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
+        let before = buffer.filled().len();
         let read = match &mut self.stream {
             Greeted::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Greeted::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         };
+        if let Some(wait) = self.frames.passed(&buffer.filled()[before..], Instant::now()) {
+            self.pause = Some(Box::pin(sleep(wait)));
+        }
         self.reads = if read.is_ready() { self.reads + 1 } else { 0 };
         read
     }

@@ -7,6 +7,7 @@ mod actions;
 mod auth;
 mod connection;
 mod door;
+mod frames;
 mod get;
 mod input;
 mod ipc;
