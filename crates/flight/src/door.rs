@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -18,9 +18,11 @@ use crate::tls::Tls;
 /// From the accept to the HTTP/2 preface, TLS included.
 const GREETING: Duration = Duration::from_secs(5);
 
-/// Connections that may be on their way to the preface at once. One more ends the oldest of them: an honest one needs a few round trips,
-/// so it is hurt only by more than a thousand others within that time.
+/// Connections that may be on their way to the preface at once. One more ends the oldest of them.
 pub const GREETINGS: usize = 1024;
+
+/// How long a connection may take at least, whoever else comes: the next one waits in the kernel's queue for that long.
+const UNDISTURBED: Duration = Duration::from_millis(500);
 
 /// Connections that are ready to be served and not yet taken.
 const READY: usize = 64;
@@ -63,9 +65,11 @@ impl Door {
         let listener = TcpListener::from_std(listener)?;
         let mut greetings = VecDeque::new();
         loop {
+            while !make_room(&mut greetings, GREETINGS, UNDISTURBED) {
+                time::sleep(Duration::from_millis(5)).await;
+            }
             match listener.accept().await {
                 Ok((tcp, peer)) => {
-                    make_room(&mut greetings, GREETINGS);
                     let door = self.clone();
                     let greeting = tokio::spawn(async move {
                         let greeted = time::timeout(GREETING, door.greet(tcp)).await;
@@ -75,13 +79,13 @@ impl Door {
                             Err(error) => tracing::debug!(%peer, %error, "a connection that did not come about"),
                         }
                     });
-                    greetings.push_back(greeting.abort_handle());
+                    greetings.push_back((Instant::now(), greeting.abort_handle()));
                 }
                 // The client's trouble, over before it began.
                 Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted; others are closed for it");
-                    make_room(&mut greetings, 1);
+                    make_room(&mut greetings, 1, Duration::ZERO);
                     self.room.make_room(1);
                     time::sleep(Duration::from_millis(50)).await;
                 }
@@ -97,14 +101,16 @@ impl Door {
     }
 }
 
-/// Makes room for one more greeting among `most`: the oldest is ended where none has ended by itself.
-fn make_room(greetings: &mut VecDeque<AbortHandle>, most: usize) {
+/// Makes room for one more greeting among `most`: where none has ended by itself, the oldest is ended, unless it is younger than `undisturbed`.
+/// Says whether there is room.
+fn make_room(greetings: &mut VecDeque<(Instant, AbortHandle)>, most: usize, undisturbed: Duration) -> bool {
     if greetings.len() >= most {
-        greetings.retain(|greeting| !greeting.is_finished());
+        greetings.retain(|(_, greeting)| !greeting.is_finished());
     }
     if greetings.len() >= most
-        && let Some(oldest) = greetings.pop_front()
+        && let Some((_, oldest)) = greetings.pop_front_if(|(begun, _)| begun.elapsed() >= undisturbed)
     {
         oldest.abort();
     }
+    greetings.len() < most
 }
