@@ -22,7 +22,7 @@ const GREETING: Duration = Duration::from_secs(5);
 pub const GREETINGS: usize = 1024;
 
 /// How long a connection may take at least, whoever else comes: the next one waits in the kernel's queue for that long.
-const UNDISTURBED: Duration = Duration::from_millis(500);
+const UNDISTURBED: Duration = Duration::from_secs(1);
 
 /// Connections that are ready to be served and not yet taken.
 const READY: usize = 64;
