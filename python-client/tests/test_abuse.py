@@ -67,8 +67,8 @@ GOOD = np.arange(1 << 14, dtype=np.float32)  # 64 KiB
 
 
 class Behaved:
-    """A client that does nothing special, and how long each of its calls takes. It is connected already when an
-    attack begins; how long another one takes to connect and make a call is measured beside it."""
+    """A client that does nothing special, and how long each of its calls takes. It is connected already when
+    an attack begins; how long another one takes to connect and make a call is measured beside it."""
 
     def __init__(self, server: Server, ca: Authority) -> None:
         self.server, self.ca = server, ca
@@ -164,7 +164,11 @@ def test_when_all_seats_are_taken_idle_connections_make_room(tmp_path: Path) -> 
                 thread.join()
             assert sorted(healthy) == list(range(12))
             healthy.clear()
-            assert before + 4 <= sockets(server) <= before + 8
+            # A client that had to leave may be on its way back, and is closed again after a few seconds.
+            end = time.monotonic() + 20
+            while sockets(server) > before + 8:
+                assert time.monotonic() < end
+                time.sleep(0.1)
         for client in clients:
             client.close()
         assert server.terminate() == 0
