@@ -12,7 +12,9 @@ use sira_backend::object::ObjectBackend;
 use sira_backend::rocks::{RocksBackend, RocksOptions};
 use sira_backend::{Durability, PutOptions, StorageBackend};
 
-fn all(folder: &std::path::Path) -> Result<Vec<(&'static str, Arc<dyn StorageBackend>)>, sira_backend::BackendError> {
+type Named = (&'static str, Arc<dyn StorageBackend>);
+
+fn all(folder: &std::path::Path) -> Result<Vec<Named>, sira_backend::BackendError> {
     Ok(vec![
         ("memory", Arc::new(MemoryBackend::new(256 << 20))),
         ("file", Arc::new(FileBackend::open(folder.join("file"), None)?)),
@@ -33,7 +35,7 @@ fn backends(c: &mut Criterion) {
         for (name, backend) in all(folder.path()).unwrap_or_else(|e| panic!("backends: {e}")) {
             for (durability, level) in [(Durability::Logged, "put, logged"), (Durability::Durable, "put, durable")] {
                 let options = PutOptions { durability, ..PutOptions::default() };
-                let put = || runtime.block_on(backend.put("c/bench", raw.clone().into(), options.clone()));
+                let put = || runtime.block_on(backend.put("c/bench", raw.clone().into(), options));
                 put().unwrap_or_else(|e| panic!("{e}"));
                 group.bench_function(BenchmarkId::new(level, name), |b| b.iter(|| put().is_ok()));
             }

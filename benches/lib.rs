@@ -60,7 +60,7 @@ impl Served {
             Ok::<_, Failure>((store, TcpListener::bind("127.0.0.1:0").await?))
         })?;
         let url = format!("grpc://{}", listener.local_addr()?);
-        runtime.spawn(sira_flight::serve(store, listener, std::future::pending()));
+        runtime.spawn(sira_flight::serve(store, listener, sira_flight::Transport::default(), std::future::pending()));
         Ok(Served { url, _runtime: runtime, _data: data })
     }
 

@@ -19,6 +19,7 @@ from ._errors import (
     SiraError,
     StaleVersionError,
     TimedOutError,
+    UnauthenticatedError,
     UnavailableError,
     UnsupportedError,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "StaleVersionError",
     "TensorInfo",
     "TimedOutError",
+    "UnauthenticatedError",
     "UnavailableError",
     "UnsupportedError",
     "__version__",

@@ -13,7 +13,8 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from pyarrow import flight
 
-from . import _arrays, _wire
+from . import _arrays, _connect, _wire
+from ._connect import Pem
 from ._errors import IncompleteError, InvalidError, by_code, has_code, translated
 from ._lazy import LazyTensor
 from ._types import PutResult, TensorInfo
@@ -28,29 +29,47 @@ _Out = TypeVar("_Out", bound="NDArray[Any] | torch.Tensor")
 _Ranges: TypeAlias = Mapping[str, slice | tuple[int, int]]
 
 
-def connect(url: str | None = None, *, timeout: float | None = None) -> Client:
-    """A client of the server at `url`: `grpc://host:port`, or `host:port`. Without one, the environment's
-    SIRA_URL, or else `grpc://127.0.0.1:9095`. Nothing is sent yet: the first call finds out whether a server
-    is there.
+def connect(
+    url: str | None = None,
+    *,
+    token: str | None = None,
+    ca: Pem | None = None,
+    cert: Pem | None = None,
+    key: Pem | None = None,
+    timeout: float | None = None,
+) -> Client:
+    """A client of the server at `url`: `grpc://host:port`, `host:port`, or with TLS `grpc+tls://host:port`.
+    Without one, the environment's SIRA_URL, or else `grpc://127.0.0.1:9095`. Nothing is sent yet: the first
+    call finds out whether a server is there.
 
+    `token`: sent with every call; by default the environment's SIRA_TOKEN, or the first one in the file
+    SIRA_TOKEN_FILE. `ca`: the authority of the server's certificate, where it is not a public one. `cert` and
+    `key`: the client's own certificate, where the server asks for one. These are paths of PEM files or their
+    bytes; by default the environment's SIRA_CA, SIRA_CERT, SIRA_KEY.
     `timeout`: seconds that any one call may take; no limit by default.
     """
-    return Client(url or os.environ.get("SIRA_URL") or DEFAULT_URL, timeout=timeout)
+    url = url or os.environ.get("SIRA_URL") or DEFAULT_URL
+    return Client(url, token=token, ca=ca, cert=cert, key=key, timeout=timeout)
 
 
 class Client:
     """A connection to a Sira server. May be shared by threads; a context manager that closes itself."""
 
-    def __init__(self, url: str, *, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        ca: Pem | None = None,
+        cert: Pem | None = None,
+        key: Pem | None = None,
+        timeout: float | None = None,
+    ) -> None:
         self.url = url if "://" in url else f"grpc://{url}"
         """Where the server is."""
-        self._options = flight.FlightCallOptions(timeout=timeout)
-        try:
-            self._flight = flight.FlightClient(self.url)
-        except (pa.ArrowException, ValueError, TypeError) as error:
-            raise InvalidError(
-                f"SIRA_BAD_REQUEST: {url!r} is not grpc://host:port: {error}", "SIRA_BAD_REQUEST"
-            ) from error
+        self._flight, self._options = _connect.connect(
+            self.url, token=token, ca=ca, cert=cert, key=key, timeout=timeout
+        )
 
     def close(self) -> None:
         """Ends the connection."""

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use sira_client::{Condition, Consistency};
 
+use crate::commands::Server;
 use crate::config::{Config, ConfigError, Flags, units};
 use crate::formats::avro::Codec;
 use crate::{Failure, commands, serve};
@@ -22,8 +23,27 @@ struct Cli {
     /// The server that the client commands talk to.
     #[arg(long, env = "SIRA_URL", default_value = sira_client::DEFAULT_URL, global = true, value_name = "URL")]
     url: String,
+    #[command(flatten)]
+    trust: TrustArgs,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Whom the client commands trust, and how they say who they are. Never a token itself: others see a command line.
+#[derive(Debug, Args)]
+pub(crate) struct TrustArgs {
+    /// File whose first token is sent with every call [env: SIRA_TOKEN_FILE=, or the token in SIRA_TOKEN]; of `serve`, the tokens that are accepted
+    #[arg(long, global = true, value_name = "FILE")]
+    pub token_file: Option<String>,
+    /// The server's authority, where it is not one of the system's; PEM [env: SIRA_CA=]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub ca: Option<String>,
+    /// Certificate of the client, where the server asks for one; PEM [env: SIRA_CERT=]
+    #[arg(long = "cert", global = true, value_name = "FILE")]
+    pub client_cert: Option<String>,
+    /// Its private key; PEM [env: SIRA_KEY=]
+    #[arg(long = "key", global = true, value_name = "FILE")]
+    pub client_key: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -72,6 +92,18 @@ struct ServeArgs {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Certificate of the server; PEM. With it, connections are TLS
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// Its private key; PEM
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
+    /// Authority of clients: those without a certificate of it are refused; PEM
+    #[arg(long, value_name = "FILE")]
+    tls_client_ca: Option<String>,
+    /// Listen beyond loopback without TLS, or without knowing who calls
+    #[arg(long)]
+    insecure: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -206,25 +238,43 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
+    let server = Server { url: &cli.url, trust: &cli.trust };
     match cli.command {
-        Command::Serve(args) => {
-            let flags = Flags { listen: args.listen, data: args.data, admin: args.admin };
-            let config = Config::from_process(args.config.as_deref(), flags).map_err(|error| refused(&error))?;
-            runtime(true)?.block_on(serve::run(config))
-        }
+        Command::Serve(args) => serve(args, &cli.trust),
         Command::Config(ConfigCommand::Check { file }) => {
             let config = Config::from_process(file.as_deref(), Flags::default()).map_err(|error| refused(&error))?;
             commands::print(&config.to_string())
         }
-        Command::Put(args) => runtime(false)?.block_on(commands::put(&cli.url, args)),
-        Command::Get(args) => runtime(false)?.block_on(commands::get(&cli.url, args)),
-        Command::Export(args) => runtime(false)?.block_on(commands::export(&cli.url, &args)),
-        Command::Import(args) => runtime(false)?.block_on(commands::import(&cli.url, &args)),
-        Command::Ls(args) => runtime(false)?.block_on(commands::list(&cli.url, &args)),
-        Command::Info { key } => runtime(false)?.block_on(commands::info(&cli.url, &key)),
-        Command::Rm { keys } => runtime(false)?.block_on(commands::remove(&cli.url, &keys)),
-        Command::Stats => runtime(false)?.block_on(commands::stats(&cli.url)),
+        Command::Put(args) => runtime(false)?.block_on(commands::put(server, args)),
+        Command::Get(args) => runtime(false)?.block_on(commands::get(server, args)),
+        Command::Export(args) => runtime(false)?.block_on(commands::export(server, &args)),
+        Command::Import(args) => runtime(false)?.block_on(commands::import(server, &args)),
+        Command::Ls(args) => runtime(false)?.block_on(commands::list(server, &args)),
+        Command::Info { key } => runtime(false)?.block_on(commands::info(server, &key)),
+        Command::Rm { keys } => runtime(false)?.block_on(commands::remove(server, &keys)),
+        Command::Stats => runtime(false)?.block_on(commands::stats(server)),
     }
+}
+
+fn serve(args: ServeArgs, trust: &TrustArgs) -> Result<(), Failure> {
+    if let Some(flag) =
+        [(&trust.ca, "--ca"), (&trust.client_cert, "--cert"), (&trust.client_key, "--key")].iter().find(|(file, _)| file.is_some())
+    {
+        let flag = flag.1;
+        return Err(Failure::Usage(format!("{flag} is for client commands; a server takes --tls-cert, --tls-key and --tls-client-ca")));
+    }
+    let flags = Flags {
+        listen: args.listen,
+        data: args.data,
+        admin: args.admin,
+        token_file: trust.token_file.clone(),
+        tls_cert: args.tls_cert,
+        tls_key: args.tls_key,
+        tls_client_ca: args.tls_client_ca,
+        insecure: args.insecure,
+    };
+    let config = Config::from_process(args.config.as_deref(), flags).map_err(|error| refused(&error))?;
+    runtime(true)?.block_on(serve::run(config))
 }
 
 /// A server gets a thread for each processor, a client command one: it does one thing at a time.

@@ -7,20 +7,20 @@ use std::path::Path;
 use sira_client::GetOptions;
 use tokio::io::AsyncWriteExt;
 
-use super::{connect, print};
+use super::{Server, print};
 use crate::cli::GetArgs;
 use crate::config::units::short_size;
 use crate::formats::Format;
 use crate::{Failure, formats};
 
 /// `sira get`.
-pub(crate) async fn get(url: &str, args: GetArgs) -> Result<(), Failure> {
+pub(crate) async fn get(server: Server<'_>, args: GetArgs) -> Result<(), Failure> {
     let format = Format::of(&args.file)?;
     let options = GetOptions { version: args.version, slice: args.slices.iter().cloned().collect(), ..GetOptions::default() };
     if options.slice.len() < args.slices.len() {
         return Err(Failure::Usage("two slices of one axis".into()));
     }
-    let mut tensor = connect(url).await?.get(&args.key, &options).await?;
+    let mut tensor = server.connect().await?.get(&args.key, &options).await?;
     let spec = tensor.spec().clone();
     let header = formats::header(format, &args.file, &spec, &args.tensor)?;
 

@@ -2,7 +2,7 @@
 
 use sira_client::{Entry, ListRequest};
 
-use super::{connect, print};
+use super::{Server, print};
 use crate::Failure;
 use crate::cli::ListArgs;
 use crate::config::units::short_size;
@@ -11,8 +11,8 @@ use crate::config::units::short_size;
 const PAGE: usize = 1000;
 
 /// `sira ls`.
-pub(crate) async fn list(url: &str, args: &ListArgs) -> Result<(), Failure> {
-    let client = connect(url).await?;
+pub(crate) async fn list(server: Server<'_>, args: &ListArgs) -> Result<(), Failure> {
+    let client = server.connect().await?;
     let mut left = args.limit.unwrap_or(usize::MAX);
     let mut after = None;
     let mut header = true;

@@ -2,13 +2,13 @@
 
 use sira_client::PutOptions;
 
-use super::{connect, print};
+use super::{Server, print};
 use crate::cli::PutArgs;
 use crate::config::units::short_size;
 use crate::{Failure, formats};
 
 /// `sira put`.
-pub(crate) async fn put(url: &str, args: PutArgs) -> Result<(), Failure> {
+pub(crate) async fn put(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
     let source = formats::open(&args.file, args.tensor.as_deref()).await?;
     let usage = |error: sira_tensor::TensorError| Failure::Usage(error.to_string());
     let spec = source.spec.with_axes(args.axes).map_err(usage)?;
@@ -20,7 +20,7 @@ pub(crate) async fn put(url: &str, args: PutArgs) -> Result<(), Failure> {
         condition: args.condition,
         ..PutOptions::default()
     };
-    let answer = connect(url).await?.put_stream(&args.key, &spec, source.pieces, options).await?;
+    let answer = server.connect().await?.put_stream(&args.key, &spec, source.pieces, options).await?;
     let created = if answer.created { "created" } else { "replaced" };
     print(&format!("{}: version {}, {created}, {}", answer.key, answer.version, short_size(spec.nbytes())))
 }
