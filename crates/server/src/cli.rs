@@ -1,14 +1,18 @@
 //! The command line.
 
+mod args;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
-use sira_client::{Condition, Consistency};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
-use crate::config::{Config, ConfigError, Flags, units};
+pub(crate) use self::args::{
+    GetArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs, PutArgs, RemoveArgs, RouteArgs, SpecCommand, TopArgs,
+};
+use crate::config::{Config, ConfigError, Flags};
 use crate::{Failure, commands, serve};
 
 /// Exit codes, shown at the end of the help.
@@ -29,9 +33,9 @@ struct Cli {
 enum Command {
     /// Run a server until it is told to stop.
     Serve(ServeArgs),
-    /// Store a tensor from a .npy or .safetensors file.
+    /// Store a tensor from a .npy file, or one or all of a .safetensors file.
     Put(PutArgs),
-    /// Write a tensor to a .npy or .safetensors file.
+    /// Write a tensor to a .npy or .safetensors file, or all below a prefix to one .safetensors file.
     Get(GetArgs),
     /// List tensors, in the byte order of their keys.
     Ls(ListArgs),
@@ -39,15 +43,39 @@ enum Command {
     Info {
         /// namespace/name
         key: String,
+        /// Changes nothing: the answer is JSON anyway
+        #[arg(long, hide = true)]
+        json: bool,
     },
     /// Delete tensors; all are tried, even when one is not there.
-    Rm {
-        /// namespace/name
-        #[arg(required = true)]
-        keys: Vec<String>,
-    },
+    Rm(RemoveArgs),
     /// Show the server's counts, bytes and limits, as JSON.
-    Stats,
+    Stats {
+        /// Changes nothing: the answer is JSON anyway
+        #[arg(long, hide = true)]
+        json: bool,
+    },
+    /// Watch a server: rates and bytes of each tier and namespace, and memory.
+    Top(TopArgs),
+    /// Show where a tensor would be kept, and why; nothing is stored.
+    Route(RouteArgs),
+    /// Look at namespaces and their policies, and change them.
+    #[command(subcommand)]
+    Ns(NamespaceCommand),
+    /// Register and look up kv specs: what a block of a KV cache is.
+    #[command(subcommand)]
+    Spec(SpecCommand),
+    /// Ask whether the server works: exit code 0 when it is healthy or degraded, 1 when it is not or does not answer within 5 seconds.
+    Health {
+        /// The server's answer, as one line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a script that completes sira's commands in a shell.
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
     /// Look at configurations.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -73,83 +101,6 @@ enum ConfigCommand {
         /// Configuration file (TOML); without one, the defaults and the environment
         file: Option<PathBuf>,
     },
-}
-
-/// `sira put`.
-#[derive(Debug, Args)]
-pub(crate) struct PutArgs {
-    /// .npy or .safetensors
-    pub file: PathBuf,
-    /// namespace/name
-    pub key: String,
-    /// Which tensor of a .safetensors file that holds several
-    #[arg(long, value_name = "NAME")]
-    pub tensor: Option<String>,
-    /// Names of the axes, joined by commas: layer,kv,token,head,dim
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    pub axes: Vec<String>,
-    /// How lower tiers keep it: none, lz4, zstd, zstd:9, gzip, planes+zstd
-    #[arg(long)]
-    pub codec: Option<String>,
-    /// How long it is kept: seconds, or text such as 90m or 7d
-    #[arg(long, value_parser = parse_ttl)]
-    pub ttl: Option<Duration>,
-    /// When the put is acknowledged: strong, eventual or weak
-    #[arg(long)]
-    pub consistency: Option<Consistency>,
-    /// Put only if the key is absent, or has this version
-    #[arg(long = "if", value_name = "absent|VERSION")]
-    pub condition: Option<Condition>,
-    /// A text kept with the tensor; may be given several times
-    #[arg(long = "attr", value_name = "NAME=TEXT", value_parser = parse_attribute)]
-    pub attributes: Vec<(String, String)>,
-}
-
-/// `sira get`.
-#[derive(Debug, Args)]
-pub(crate) struct GetArgs {
-    /// namespace/name
-    pub key: String,
-    /// .npy or .safetensors; written beside it first, so that it is there whole or not at all
-    pub file: PathBuf,
-    /// A part of an axis, by its name or position; may be given several times
-    #[arg(long = "slice", value_name = "AXIS=START:END", value_parser = parse_slice)]
-    pub slices: Vec<(String, [u64; 2])>,
-    /// Refuse any other version
-    #[arg(long)]
-    pub version: Option<u64>,
-    /// Name of the tensor in a .safetensors file
-    #[arg(long, value_name = "NAME", default_value = "tensor")]
-    pub tensor: String,
-}
-
-/// `sira ls`.
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    /// Keys that start with this
-    #[arg(default_value = "")]
-    pub prefix: String,
-    /// How many at most
-    #[arg(long)]
-    pub limit: Option<usize>,
-}
-
-fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let ttl = units::parse_duration(text).filter(|ttl| ttl.as_secs() > 0 && ttl.subsec_millis() == 0);
-    ttl.ok_or_else(|| "whole seconds, 1 or more, or text such as 90m or 7d".to_owned())
-}
-
-fn parse_attribute(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("an attribute is NAME=TEXT")?;
-    Ok((name.to_owned(), value.to_owned()))
-}
-
-fn parse_slice(text: &str) -> Result<(String, [u64; 2]), String> {
-    let wrong = || "a slice is AXIS=START:END, such as token=512:1024".to_owned();
-    let (axis, range) = text.rsplit_once('=').ok_or_else(wrong)?;
-    let (start, end) = range.split_once(':').ok_or_else(wrong)?;
-    let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
-    Ok((axis.to_owned(), [number(start)?, number(end)?]))
 }
 
 /// Runs the program; gives its exit code.
@@ -180,10 +131,22 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Put(args) => runtime(false)?.block_on(commands::put(&cli.url, args)),
         Command::Get(args) => runtime(false)?.block_on(commands::get(&cli.url, args)),
         Command::Ls(args) => runtime(false)?.block_on(commands::list(&cli.url, &args)),
-        Command::Info { key } => runtime(false)?.block_on(commands::info(&cli.url, &key)),
-        Command::Rm { keys } => runtime(false)?.block_on(commands::remove(&cli.url, &keys)),
-        Command::Stats => runtime(false)?.block_on(commands::stats(&cli.url)),
+        Command::Info { key, json: _ } => runtime(false)?.block_on(commands::info(&cli.url, &key)),
+        Command::Rm(args) => runtime(false)?.block_on(commands::remove(&cli.url, &args)),
+        Command::Stats { json: _ } => runtime(false)?.block_on(commands::stats(&cli.url)),
+        Command::Top(args) => runtime(false)?.block_on(commands::top(&cli.url, &args)),
+        Command::Route(args) => runtime(false)?.block_on(commands::route(&cli.url, &args)),
+        Command::Ns(command) => runtime(false)?.block_on(commands::namespace(&cli.url, command)),
+        Command::Spec(command) => runtime(false)?.block_on(commands::spec(&cli.url, command)),
+        Command::Health { json } => runtime(false)?.block_on(commands::health(&cli.url, json)),
+        Command::Completions { shell } => completions(shell),
     }
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sira", &mut script);
+    commands::print(&String::from_utf8_lossy(&script))
 }
 
 /// A server gets a thread for each processor, a client command one: it does one thing at a time.
@@ -204,24 +167,10 @@ fn refused(error: &ConfigError) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn values_are_parsed_or_refused_with_what_would_be_right() {
-        assert_eq!(parse_slice("token=512:1024"), Ok(("token".into(), [512, 1024])));
-        assert_eq!(parse_slice("a=b=0:1"), Ok(("a=b".into(), [0, 1])));
-        assert!(parse_slice("token=512").unwrap_err().contains("token=512:1024"));
-        assert!(parse_slice("token=-1:2").is_err());
-        assert_eq!(parse_ttl("2h"), Ok(Duration::from_secs(7200)));
-        assert!(parse_ttl("0").is_err() && parse_ttl("500ms").is_err());
-        assert_eq!(parse_attribute("a=b=c"), Ok(("a".into(), "b=c".into())));
-        assert!(parse_attribute("a").is_err());
     }
 }

@@ -1,18 +1,34 @@
 //! The client commands. Each talks to a server; none touches its data.
 
+mod collect;
 mod get;
+mod health;
 mod list;
+mod namespace;
+mod output;
 mod put;
+mod put_many;
+mod remove;
+mod route;
+mod spec;
+mod table;
+mod top;
 
 use std::io::{self, Write};
 
 use serde::Serialize;
-use sira_client::{Client, ClientError, Code};
+use sira_client::{Client, ClientError};
 
 use crate::Failure;
 pub(crate) use get::get;
+pub(crate) use health::health;
 pub(crate) use list::list;
+pub(crate) use namespace::namespace;
 pub(crate) use put::put;
+pub(crate) use remove::remove;
+pub(crate) use route::route;
+pub(crate) use spec::spec;
+pub(crate) use top::top;
 
 /// Writes text and a line end to standard output. A reader that has seen enough (`| head`) is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
@@ -26,6 +42,21 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Failed(error.to_string()))?;
     print(&text)
+}
+
+/// One line of JSON.
+fn print_line(value: &impl Serialize) -> Result<(), Failure> {
+    print(&serde_json::to_string(value).map_err(|error| Failure::Failed(error.to_string()))?)
+}
+
+/// Says something to a person beside the command's output.
+fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "sira: {}", text.replace(['\n', '\r'], " "));
+}
+
+/// `1 tensor`, `2 tensors`.
+fn plural(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 async fn connect(url: &str) -> Result<Client, Failure> {
@@ -43,19 +74,4 @@ pub(crate) async fn info(url: &str, key: &str) -> Result<(), Failure> {
 /// `sira stats`.
 pub(crate) async fn stats(url: &str) -> Result<(), Failure> {
     print_json(&connect(url).await?.stats().await?)
-}
-
-/// `sira rm`: tries every key, then says which were not there.
-pub(crate) async fn remove(url: &str, keys: &[String]) -> Result<(), Failure> {
-    let client = connect(url).await?;
-    let mut absent = Vec::new();
-    for key in keys {
-        if !client.delete(key, None).await? {
-            absent.push(key.as_str());
-        }
-    }
-    if absent.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::NotFound(format!("{}: no such key: {}", Code::NotFound, absent.join(", "))))
 }
