@@ -12,12 +12,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sira_tensor::TensorSpec;
 use sira_wire::{
-    Code, DEFAULT_PORT, DeleteAnswer, DeleteRequest, Entry, ExistsAnswer, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions,
+    Code, DEFAULT_PORT, DeleteAnswer, DeleteRequest, EmptyRequest, Entry, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions,
     Ticket, VERSION, WireError,
 };
 use tokio::io::AsyncRead;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::lookup::Lookups;
 use crate::put::{self, Failure, Pieces};
 use crate::{ClientError, GetOptions, TensorStream, message};
 
@@ -27,10 +29,11 @@ pub const DEFAULT_URL: &str = "grpc://127.0.0.1:9095";
 /// Bytes of the largest message taken: a message holds at most 4 MiB of tensor, an answer in JSON may be larger.
 const MAX_MESSAGE: usize = 64 << 20;
 
-/// A connection to a server; clones share it.
+/// A connection to a server; clones share it. What it can do stands in the [crate's overview](crate).
 #[derive(Clone, Debug)]
 pub struct Client {
-    flight: FlightServiceClient<Channel>,
+    pub(crate) flight: FlightServiceClient<Channel>,
+    pub(crate) lookups: Lookups,
 }
 
 /// The answer of `health`.
@@ -47,18 +50,33 @@ pub struct Health {
 impl Client {
     /// Connects to `grpc://host:port`; `http://` and `grpc+tcp://` mean the same, the port is 9095 where none is given.
     pub async fn connect(url: &str) -> Result<Client, ClientError> {
-        let endpoint = Endpoint::from_shared(http_url(url)?)
-            .map_err(|error| ClientError::BadUrl { url: url.to_owned(), reason: error.to_string() })?
-            .connect_timeout(Duration::from_secs(10))
-            .tcp_nodelay(true)
-            // Room for a few messages on the way, where HTTP/2's own 64 KiB would wait for each round trip.
-            .initial_stream_window_size(8 << 20)
-            .initial_connection_window_size(16 << 20);
-        let channel = endpoint.connect().await.map_err(|error| match ClientError::from(error) {
+        let channel = endpoint(url)?.connect().await.map_err(|error| match ClientError::from(error) {
             ClientError::Transport { reason, .. } => ClientError::Transport { context: format!("no connection to {url}"), reason },
             other => other,
         })?;
-        Ok(Client { flight: FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE) })
+        Ok(Client::over(channel))
+    }
+
+    /// A client that connects with its first call, so that it can be made while the server is absent; calls then fail until it is there.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), sira_client::ClientError> {
+    /// use sira_client::Client;
+    ///
+    /// let client = Client::connect_lazy("grpc://127.0.0.1:1")?.with_cache_namespaces(["kv"]);
+    /// // Nothing listens there. In a cache that is a miss; anywhere else it would be an error.
+    /// assert_eq!(client.exists("kv/block-1").await?, None);
+    /// assert!(client.exists("weights/w").await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn connect_lazy(url: &str) -> Result<Client, ClientError> {
+        Ok(Client::over(endpoint(url)?.connect_lazy()))
+    }
+
+    fn over(channel: Channel) -> Client {
+        Client { flight: FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE), lookups: Lookups::default() }
     }
 
     /// Puts a tensor whose bytes (row-major, little-endian) are at hand; they are sent without being copied.
@@ -121,7 +139,14 @@ impl Client {
     /// Opens a tensor: its spec is known when this returns, its bytes come from the [`TensorStream`].
     pub async fn get(&self, key: &str, options: &GetOptions) -> Result<TensorStream, ClientError> {
         let key: Key = key.parse()?;
-        let ticket = Ticket { version: options.version, slice: options.slice.clone(), ..Ticket::whole(&key) };
+        let ticket = Ticket {
+            version: options.version,
+            slice: options.slice.clone(),
+            part: options.part.clone(),
+            kv_spec: options.kv_spec.clone(),
+            exact: options.exact,
+            ..Ticket::whole(&key)
+        };
         let ticket = FlightTicket::new(json(&ticket)?);
         TensorStream::open(self.flight.clone().do_get(ticket).await?.into_inner()).await
     }
@@ -129,16 +154,6 @@ impl Client {
     /// What the server says of a key.
     pub async fn info(&self, key: &str) -> Result<Entry, ClientError> {
         self.action("info", &key_request(key)?).await
-    }
-
-    /// The version of a key; `None` where there is no such key.
-    pub async fn exists(&self, key: &str) -> Result<Option<u64>, ClientError> {
-        let answer: ExistsAnswer = self.action("exists", &key_request(key)?).await?;
-        match (answer.exists, answer.version) {
-            (true, None) => Err(ClientError::protocol("a key that exists without a version")),
-            (true, version) => Ok(version),
-            (false, _) => Ok(None),
-        }
     }
 
     /// Deletes a key, or only this version of it; says whether there was one.
@@ -155,28 +170,38 @@ impl Client {
 
     /// Counts, bytes and limits of the server, as its JSON.
     pub async fn stats(&self) -> Result<serde_json::Value, ClientError> {
-        self.action("stats", &Empty { v: VERSION }).await
+        self.action("stats", &EmptyRequest { v: VERSION }).await
     }
 
     /// Whether the server and its backends work.
     pub async fn health(&self) -> Result<Health, ClientError> {
-        self.action("health", &Empty { v: VERSION }).await
+        self.action("health", &EmptyRequest { v: VERSION }).await
     }
 
-    async fn action<T: DeserializeOwned>(&self, name: &str, body: &impl Serialize) -> Result<T, ClientError> {
-        let action = Action::new(name, json(body)?);
-        let mut results = self.flight.clone().do_action(action).await?.into_inner();
-        let first = results.message().await?.ok_or_else(|| ClientError::protocol(format!("{name} without an answer")))?;
-        let answer = parse(&first.body)?;
+    /// Runs an action whose answer is one JSON object.
+    pub(crate) async fn action<T: DeserializeOwned>(&self, name: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        answer(name, self.ask(name, json(body)?).await?)
+    }
+
+    /// Runs an action; its first result, in bytes.
+    pub(crate) async fn ask(&self, name: &str, body: Vec<u8>) -> Result<Option<Bytes>, Status> {
+        let mut results = self.flight.clone().do_action(Action::new(name, body)).await?.into_inner();
+        let first = results.message().await?;
         while results.message().await?.is_some() {}
-        Ok(answer)
+        Ok(first.map(|result| result.body))
     }
 }
 
-/// The body of actions that need nothing.
-#[derive(Serialize)]
-struct Empty {
-    v: u32,
+/// How a channel to `url` is made.
+fn endpoint(url: &str) -> Result<Endpoint, ClientError> {
+    let endpoint =
+        Endpoint::from_shared(http_url(url)?).map_err(|error| ClientError::BadUrl { url: url.to_owned(), reason: error.to_string() })?;
+    Ok(endpoint
+        .connect_timeout(Duration::from_secs(10))
+        .tcp_nodelay(true)
+        // Room for a few messages on the way, where HTTP/2's own 64 KiB would wait for each round trip.
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(16 << 20))
 }
 
 fn key_request(key: &str) -> Result<KeyRequest, ClientError> {
@@ -184,12 +209,17 @@ fn key_request(key: &str) -> Result<KeyRequest, ClientError> {
     Ok(KeyRequest { v: VERSION, key: key.to_string(), kv_spec: None })
 }
 
-fn json(value: &impl Serialize) -> Result<Vec<u8>, ClientError> {
+pub(crate) fn json(value: &impl Serialize) -> Result<Vec<u8>, ClientError> {
     serde_json::to_vec(value).map_err(|error| WireError::new(Code::BadRequest, error.to_string()).into())
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
     serde_json::from_slice(bytes).map_err(ClientError::protocol)
+}
+
+/// The JSON of an action's first result.
+pub(crate) fn answer<T: DeserializeOwned>(name: &str, first: Option<Bytes>) -> Result<T, ClientError> {
+    parse(&first.ok_or_else(|| ClientError::protocol(format!("{name} without an answer")))?)
 }
 
 /// The URL as the HTTP/2 layer takes it.

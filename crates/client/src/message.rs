@@ -9,6 +9,7 @@ use arrow_schema::{DataType, Field, Schema};
 use bytes::{Bytes, BytesMut};
 use flatbuffers::FlatBufferBuilder;
 use sira_tensor::carrier::{COLUMN, Column};
+use sira_wire::VERSION;
 
 use crate::ClientError;
 
@@ -16,6 +17,13 @@ use crate::ClientError;
 pub(crate) fn schema(key: &str, metadata: HashMap<String, String>) -> FlightData {
     let schema = Schema::new(vec![Field::new(COLUMN, DataType::UInt8, false)]).with_metadata(metadata);
     let descriptor = FlightDescriptor::new_path(vec![key.to_owned()]);
+    FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default())).with_descriptor(descriptor)
+}
+
+/// The first message of a put of many keys: its descriptor says so, and its schema is one column of bytes.
+pub(crate) fn schema_of_many() -> FlightData {
+    let schema = Schema::new(vec![Field::new(COLUMN, DataType::UInt8, false)]);
+    let descriptor = FlightDescriptor::new_cmd(format!(r#"{{"v":{VERSION},"put_many":true}}"#));
     FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default())).with_descriptor(descriptor)
 }
 
@@ -74,10 +82,10 @@ pub(crate) fn rows(data: &FlightData, column: &Column) -> Result<Bytes, ClientEr
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn column() -> Column {
+    pub(crate) fn column() -> Column {
         Column::of(&Schema::new(vec![Field::new("tensor", DataType::UInt8, false)])).unwrap()
     }
 
