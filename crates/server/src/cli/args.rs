@@ -81,7 +81,7 @@ pub(crate) struct ListArgs {
     #[arg(long)]
     pub limit: Option<usize>,
     /// One line of JSON for each key
-    #[arg(long, conflicts_with = "long")]
+    #[arg(long)]
     pub json: bool,
 }
 
@@ -258,7 +258,8 @@ fn parse_ttl_setting(text: &str) -> Result<Setting<Duration>, String> {
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
-    let interval = units::parse_duration(text).filter(|interval| (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(interval));
+    let interval =
+        units::parse_duration(text).filter(|interval| (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(interval));
     interval.ok_or_else(|| "seconds, or text such as 500ms or 5s; 100ms to 1h".to_owned())
 }
 

@@ -32,10 +32,16 @@ pub(crate) use top::top;
 
 /// Writes text and a line end to standard output. A reader that has seen enough (`| head`) is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    print_open(text).map(drop)
+}
+
+/// As [`print`]; says whether somebody still reads.
+fn print_open(text: &str) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::with("standard output", error)),
-        _ => Ok(()),
+    match writeln!(stdout, "{}", text.trim_end_matches('\n')).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::with("standard output", error)),
     }
 }
 

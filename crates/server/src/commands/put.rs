@@ -8,12 +8,12 @@ use serde_json::json;
 use sira_client::{DType, PutAnswer, PutOptions, TensorSpec};
 
 use super::{connect, note, print, print_line, put_many};
+use crate::Failure;
 use crate::cli::PutArgs;
 use crate::config::units::short_size;
 use crate::formats::safetensors::Contents;
 use crate::formats::{self, TensorFile};
 use crate::progress::Progress;
-use crate::Failure;
 
 /// Bytes of the texts of a file's `__metadata__` that are kept with every tensor: what is longer is about the file, not about each of its tensors.
 const MAX_METADATA: usize = 4 << 10;

@@ -20,7 +20,9 @@ pub(crate) async fn remove(url: &str, args: &RemoveArgs) -> Result<(), Failure> 
     }
     let asks = !args.dry_run && !args.yes;
     if asks && !io::stdin().is_terminal() {
-        return Err(Failure::Usage("rm -r asks before it deletes, and there is no terminal: give --yes, or --dry-run to see what would go".into()));
+        return Err(Failure::Usage(
+            "rm -r asks before it deletes, and there is no terminal: give --yes, or --dry-run to see what would go".into(),
+        ));
     }
     for prefix in &args.keys {
         remove_prefix(&client, prefix, asks, args).await?;

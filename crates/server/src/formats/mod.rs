@@ -112,7 +112,10 @@ impl TensorFile {
     /// Opens a file, reads its header, and checks that its length is the one that the header says.
     pub async fn open(path: &Path) -> Result<(TensorFile, Contents), Failure> {
         if Format::of(path)? == Format::Npy {
-            return Err(Failure::Usage(format!("{}: a .npy file holds one tensor; give it a key that does not end with /", path.display())));
+            return Err(Failure::Usage(format!(
+                "{}: a .npy file holds one tensor; give it a key that does not end with /",
+                path.display()
+            )));
         }
         let failed = |error: io::Error| Failure::with(path.display(), error);
         let mut file = File::open(path).await.map_err(failed)?;
