@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use sira_client::{Condition, Consistency};
 
 use crate::config::units;
@@ -166,7 +166,7 @@ pub(crate) enum NamespaceCommand {
 
 /// `sira ns set`.
 #[derive(Debug, Args)]
-#[group(id = "policy", required = true, multiple = true, args = ["mode", "read_only", "exact", "consistency", "ttl", "limits", "codecs"])]
+#[command(group(ArgGroup::new("changes").required(true).multiple(true).args(["mode", "read_only", "exact", "consistency", "ttl", "limits", "codecs"])))]
 pub(crate) struct NamespaceSetArgs {
     /// Name of the namespace
     pub namespace: String,
