@@ -12,6 +12,7 @@ use clap_complete::Shell;
 pub(crate) use self::args::{
     GetArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs, PutArgs, RemoveArgs, RouteArgs, SpecCommand, TopArgs,
 };
+use crate::commands::Server;
 use crate::config::{Config, ConfigError, Flags};
 use crate::{Failure, commands, serve};
 
@@ -20,7 +21,7 @@ const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such
 
 /// A tensor store for inference, over Arrow Flight.
 #[derive(Debug, Parser)]
-#[command(name = "sira", version, about, after_help = AFTER_HELP)]
+#[command(name = "sira", version, after_help = AFTER_HELP)]
 struct Cli {
     /// The server that the client commands talk to.
     #[arg(long, env = "SIRA_URL", default_value = sira_client::DEFAULT_URL, global = true, value_name = "URL")]
@@ -118,6 +119,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
+    let server = Server { url: &cli.url };
     match cli.command {
         Command::Serve(args) => {
             let flags = Flags { listen: args.listen, data: args.data };
@@ -128,17 +130,17 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let config = Config::from_process(file.as_deref(), Flags::default()).map_err(|error| refused(&error))?;
             commands::print(&config.to_string())
         }
-        Command::Put(args) => runtime(false)?.block_on(commands::put(&cli.url, args)),
-        Command::Get(args) => runtime(false)?.block_on(commands::get(&cli.url, args)),
-        Command::Ls(args) => runtime(false)?.block_on(commands::list(&cli.url, &args)),
-        Command::Info { key, json: _ } => runtime(false)?.block_on(commands::info(&cli.url, &key)),
-        Command::Rm(args) => runtime(false)?.block_on(commands::remove(&cli.url, &args)),
-        Command::Stats { json: _ } => runtime(false)?.block_on(commands::stats(&cli.url)),
-        Command::Top(args) => runtime(false)?.block_on(commands::top(&cli.url, &args)),
-        Command::Route(args) => runtime(false)?.block_on(commands::route(&cli.url, &args)),
-        Command::Ns(command) => runtime(false)?.block_on(commands::namespace(&cli.url, command)),
-        Command::Spec(command) => runtime(false)?.block_on(commands::spec(&cli.url, command)),
-        Command::Health { json } => runtime(false)?.block_on(commands::health(&cli.url, json)),
+        Command::Put(args) => runtime(false)?.block_on(commands::put(server, args)),
+        Command::Get(args) => runtime(false)?.block_on(commands::get(server, args)),
+        Command::Ls(args) => runtime(false)?.block_on(commands::list(server, &args)),
+        Command::Info { key, json: _ } => runtime(false)?.block_on(commands::info(server, &key)),
+        Command::Rm(args) => runtime(false)?.block_on(commands::remove(server, &args)),
+        Command::Stats { json: _ } => runtime(false)?.block_on(commands::stats(server)),
+        Command::Top(args) => runtime(false)?.block_on(commands::top(server, &args)),
+        Command::Route(args) => runtime(false)?.block_on(commands::route(server, &args)),
+        Command::Ns(command) => runtime(false)?.block_on(commands::namespace(server, command)),
+        Command::Spec(command) => runtime(false)?.block_on(commands::spec(server, command)),
+        Command::Health { json } => runtime(false)?.block_on(commands::health(server, json)),
         Command::Completions { shell } => completions(shell),
     }
 }

@@ -1,10 +1,10 @@
 //! `sira get`: a tensor to a file, or all tensors of a key or below a prefix.
 
 use serde_json::json;
-use sira_client::{Client, Code, GetOptions, TensorStream};
+use sira_client::{Code, GetOptions, TensorStream};
 
 use super::output::Output;
-use super::{collect, connect, print, print_line};
+use super::{Server, collect, print, print_line};
 use crate::cli::GetArgs;
 use crate::config::units::short_size;
 use crate::formats::Format;
@@ -15,7 +15,7 @@ use crate::{Failure, formats};
 const DEFAULT_NAME: &str = "tensor";
 
 /// `sira get`.
-pub(crate) async fn get(url: &str, args: GetArgs) -> Result<(), Failure> {
+pub(crate) async fn get(server: Server<'_>, args: GetArgs) -> Result<(), Failure> {
     let format = Format::of(&args.file)?;
     let options = GetOptions {
         version: args.version,
@@ -32,23 +32,15 @@ pub(crate) async fn get(url: &str, args: GetArgs) -> Result<(), Failure> {
             let reason = "collects what is below it, in a .safetensors file, without --slice, --part, --tensor and --version";
             return Err(Failure::Usage(format!("a key that ends with / {reason}")));
         }
-        return collect::prefix(&connect(url).await?, &args).await;
+        return collect::prefix(&server.connect().await?, &args).await;
     }
-    let client = connect(url).await?;
+    let client = server.connect().await?;
     match client.get(&args.key, &options).await {
         Ok(tensor) => write(tensor, format, &args).await,
         Err(error) if error.code() == Some(Code::HasParts) && format == Format::Safetensors && !one => collect::parts(&client, &args).await,
-        Err(error) if error.code() == Some(Code::HasParts) => {
-            Err(Failure::Usage(format!("{error}; {}", parts_of(&client, &args.key).await?)))
-        }
+        Err(error) if error.code() == Some(Code::HasParts) => Err(Failure::Usage(format!("{error}; --part NAME chooses one"))),
         Err(error) => Err(error.into()),
     }
-}
-
-/// What to choose from.
-async fn parts_of(client: &Client, key: &str) -> Result<String, Failure> {
-    let names: Vec<String> = client.info(key).await?.parts.into_iter().map(|part| part.name).collect();
-    Ok(format!("choose one of its parts with --part: {}", names.join(", ")))
 }
 
 async fn write(mut tensor: TensorStream, format: Format, args: &GetArgs) -> Result<(), Failure> {

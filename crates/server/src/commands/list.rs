@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sira_client::{Entry, ListRequest};
 
 use super::table::{self, Column};
-use super::{connect, print, print_line};
+use super::{Server, print, print_line};
 use crate::Failure;
 use crate::cli::ListArgs;
 use crate::config::units::{short_duration, short_size};
@@ -34,8 +34,8 @@ const LONG: [Column; 14] = [
 ];
 
 /// `sira ls`.
-pub(crate) async fn list(url: &str, args: &ListArgs) -> Result<(), Failure> {
-    let client = connect(url).await?;
+pub(crate) async fn list(server: Server<'_>, args: &ListArgs) -> Result<(), Failure> {
+    let client = server.connect().await?;
     let mut left = args.limit.unwrap_or(usize::MAX);
     let mut after = None;
     let mut header = true;

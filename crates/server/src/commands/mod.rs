@@ -65,19 +65,27 @@ fn plural(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-async fn connect(url: &str) -> Result<Client, Failure> {
-    Client::connect(url).await.map_err(|error| match error {
-        ClientError::BadUrl { .. } => Failure::Usage(error.to_string()),
-        other => other.into(),
-    })
+/// The server that a client command talks to.
+#[derive(Clone, Copy)]
+pub(crate) struct Server<'a> {
+    pub url: &'a str,
+}
+
+impl Server<'_> {
+    async fn connect(self) -> Result<Client, Failure> {
+        Client::connect(self.url).await.map_err(|error| match error {
+            ClientError::BadUrl { .. } => Failure::Usage(error.to_string()),
+            other => other.into(),
+        })
+    }
 }
 
 /// `sira info`.
-pub(crate) async fn info(url: &str, key: &str) -> Result<(), Failure> {
-    print_json(&connect(url).await?.info(key).await?)
+pub(crate) async fn info(server: Server<'_>, key: &str) -> Result<(), Failure> {
+    print_json(&server.connect().await?.info(key).await?)
 }
 
 /// `sira stats`.
-pub(crate) async fn stats(url: &str) -> Result<(), Failure> {
-    print_json(&connect(url).await?.stats().await?)
+pub(crate) async fn stats(server: Server<'_>) -> Result<(), Failure> {
+    print_json(&server.connect().await?.stats().await?)
 }

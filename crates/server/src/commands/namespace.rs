@@ -6,30 +6,30 @@ use sira_client::{Mode, NamespaceEntry, Policy, PolicyOrigin};
 use sira_wire::namespace::check_namespace;
 
 use super::table::{self, Column};
-use super::{connect, print, print_line};
+use super::{Server, print, print_line};
 use crate::Failure;
 use crate::cli::{ModeName, NamespaceCommand, NamespaceSetArgs};
 use crate::config::units::{exact_size, short_size};
 
 /// `sira ns`.
-pub(crate) async fn namespace(url: &str, command: NamespaceCommand) -> Result<(), Failure> {
+pub(crate) async fn namespace(server: Server<'_>, command: NamespaceCommand) -> Result<(), Failure> {
     match command {
         NamespaceCommand::Ls { json } => {
-            let entries = connect(url).await?.namespaces().await?;
+            let entries = server.connect().await?.namespaces().await?;
             if json { entries.iter().try_for_each(print_line) } else { print(&table(&entries)) }
         }
         NamespaceCommand::Show { namespace, json } => {
-            let found = find(connect(url).await?.namespaces().await?, &namespace)?;
+            let found = find(server.connect().await?.namespaces().await?, &namespace)?;
             let entry = found.ok_or_else(|| Failure::NotFound(format!("namespace {namespace} has neither keys nor a policy")))?;
             say(&entry, json)
         }
         NamespaceCommand::Set(args) => {
-            let client = connect(url).await?;
+            let client = server.connect().await?;
             let present = find(client.namespaces().await?, &args.namespace)?.map(|entry| entry.policy);
             let policy = changed(present.unwrap_or_default(), &args);
             say(&client.set_namespace(&args.namespace, policy).await?, args.json)
         }
-        NamespaceCommand::Reset { namespace, json } => say(&connect(url).await?.reset_namespace(&namespace).await?, json),
+        NamespaceCommand::Reset { namespace, json } => say(&server.connect().await?.reset_namespace(&namespace).await?, json),
     }
 }
 

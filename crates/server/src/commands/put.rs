@@ -7,7 +7,7 @@ use futures::StreamExt;
 use serde_json::json;
 use sira_client::{DType, PutAnswer, PutOptions, TensorSpec};
 
-use super::{connect, note, print, print_line, put_many};
+use super::{Server, note, plural, print, print_line, put_many};
 use crate::Failure;
 use crate::cli::PutArgs;
 use crate::config::units::short_size;
@@ -22,13 +22,13 @@ const MAX_METADATA: usize = 4 << 10;
 pub(super) const METADATA_PREFIX: &str = "safetensors.";
 
 /// `sira put`.
-pub(crate) async fn put(url: &str, args: PutArgs) -> Result<(), Failure> {
+pub(crate) async fn put(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
     match (args.parts, args.key.ends_with('/')) {
         (true, true) => Err(Failure::Usage("--parts takes one key, which does not end with /".into())),
         (false, true) if args.tensor.is_some() => Err(Failure::Usage("--tensor takes one key, which does not end with /".into())),
-        (false, true) => put_many::put_each(url, args).await,
-        (true, false) => put_parts(url, args).await,
-        (false, false) => put_one(url, args).await,
+        (false, true) => put_many::put_each(server, args).await,
+        (true, false) => put_parts(server, args).await,
+        (false, false) => put_one(server, args).await,
     }
 }
 
@@ -51,16 +51,16 @@ impl PutArgs {
     }
 }
 
-async fn put_one(url: &str, args: PutArgs) -> Result<(), Failure> {
+async fn put_one(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
     let source = formats::open(&args.file, args.tensor.as_deref()).await?;
     let spec = args.describe(source.spec, BTreeMap::new()).map_err(|error| Failure::Usage(error.to_string()))?;
     let progress = Progress::bytes(Some(spec.nbytes()), !args.json);
     let pieces = source.pieces.inspect(move |piece| progress.advance(piece.as_ref().map_or(0, |piece| piece.len() as u64)));
-    let answer = connect(url).await?.put_stream(&args.key, &spec, pieces, args.options()).await?;
+    let answer = server.connect().await?.put_stream(&args.key, &spec, pieces, args.options()).await?;
     say(&answer, spec.nbytes(), args.json)
 }
 
-async fn put_parts(url: &str, args: PutArgs) -> Result<(), Failure> {
+async fn put_parts(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
     let (file, contents) = TensorFile::open(&args.file).await?;
     let metadata = attributes_of(&args.file, &contents);
     let mut parts = Vec::with_capacity(contents.tensors.len());
@@ -70,7 +70,7 @@ async fn put_parts(url: &str, args: PutArgs) -> Result<(), Failure> {
         let spec = args.describe(tensor.spec.clone(), metadata.clone()).map_err(|error| wrong(error.to_string()))?;
         parts.push((tensor, spec));
     }
-    let client = connect(url).await?;
+    let client = server.connect().await?;
     let progress = Progress::bytes(Some(parts.iter().map(|(_, spec)| spec.nbytes()).sum()), !args.json);
     let mut read = Vec::with_capacity(parts.len());
     for (tensor, spec) in parts {
@@ -106,6 +106,6 @@ pub(super) fn attributes_of(path: &Path, contents: &Contents) -> BTreeMap<String
     if bytes <= MAX_METADATA && fits.is_ok() {
         return attributes;
     }
-    note(&format!("{}: __metadata__ is not kept: it has {} texts of {bytes} bytes", path.display(), metadata.len()));
+    note(&format!("{}: __metadata__ is not kept: {}, {bytes} bytes", path.display(), plural(metadata.len() as u64, "text")));
     BTreeMap::new()
 }

@@ -8,7 +8,7 @@ use sira_client::{Client, ClientError, PutAnswer, PutEntry, TensorSpec, WireErro
 use sira_wire::Key;
 
 use super::put::{attributes_of, done};
-use super::{connect, note, print, print_line};
+use super::{Server, note, plural, print, print_line};
 use crate::Failure;
 use crate::cli::PutArgs;
 use crate::config::units::short_size;
@@ -31,7 +31,7 @@ struct Item {
 }
 
 /// Puts every tensor of a file. What the server refuses is said at the end; what breaks the file or the connection ends it at once.
-pub(super) async fn put_each(url: &str, args: PutArgs) -> Result<(), Failure> {
+pub(super) async fn put_each(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
     let (file, contents) = TensorFile::open(&args.file).await?;
     let metadata = attributes_of(&args.file, &contents);
     let mut items = Vec::with_capacity(contents.tensors.len());
@@ -42,7 +42,7 @@ pub(super) async fn put_each(url: &str, args: PutArgs) -> Result<(), Failure> {
         let spec = args.describe(tensor.spec.clone(), metadata.clone()).map_err(|error| wrong(error.to_string()))?;
         items.push(Item { tensor, key, spec });
     }
-    let client = connect(url).await?;
+    let client = server.connect().await?;
     let mut report = Report { json: args.json, ..Report::default() };
     let progress = Arc::new(Progress::bytes(Some(items.iter().map(|item| item.spec.nbytes()).sum()), !args.json));
     let mut rest = items.as_slice();
@@ -140,7 +140,7 @@ impl Report {
 
     fn end(self, prefix: &str, count: usize) -> Result<(), Failure> {
         if !self.json {
-            print(&format!("{prefix}: {} tensors, {}", self.stored, short_size(self.bytes)))?;
+            print(&format!("{prefix}: {}, {}", plural(self.stored as u64, "tensor"), short_size(self.bytes)))?;
         }
         if self.failed.is_empty() {
             return Ok(());

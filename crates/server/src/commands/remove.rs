@@ -6,15 +6,15 @@ use serde_json::json;
 use sira_client::{Client, Code, DeletePrefixAnswer, PrefixRequest};
 use sira_wire::VERSION;
 
-use super::{connect, note, plural, print, print_line};
+use super::{Server, note, plural, print, print_line};
 use crate::Failure;
 use crate::cli::RemoveArgs;
 use crate::config::units::short_size;
 use crate::progress::{Progress, is_watched};
 
 /// `sira rm`.
-pub(crate) async fn remove(url: &str, args: &RemoveArgs) -> Result<(), Failure> {
-    let client = connect(url).await?;
+pub(crate) async fn remove(server: Server<'_>, args: &RemoveArgs) -> Result<(), Failure> {
+    let client = server.connect().await?;
     if !args.recursive {
         return remove_keys(&client, args).await;
     }

@@ -3,14 +3,14 @@
 use sira_client::RouteAnswer;
 
 use super::table::{self, Column};
-use super::{connect, print, print_line};
+use super::{Server, print, print_line};
 use crate::Failure;
 use crate::cli::RouteArgs;
 use crate::config::units::short_size;
 
 /// `sira route`.
-pub(crate) async fn route(url: &str, args: &RouteArgs) -> Result<(), Failure> {
-    let answer = connect(url).await?.route(&args.key, args.size, args.consistency).await?;
+pub(crate) async fn route(server: Server<'_>, args: &RouteArgs) -> Result<(), Failure> {
+    let answer = server.connect().await?.route(&args.key, args.size, args.consistency).await?;
     if args.json { print_line(&answer) } else { print(&text(&args.key, args.size, &answer)) }
 }
 

@@ -6,20 +6,20 @@ use std::path::Path;
 use sira_client::KvSpec;
 use sira_tensor::kv::MAX_KV_SPEC;
 
-use super::{connect, print, print_json, print_line};
+use super::{Server, print, print_json, print_line};
 use crate::Failure;
 use crate::cli::SpecCommand;
 
 /// `sira spec`.
-pub(crate) async fn spec(url: &str, command: SpecCommand) -> Result<(), Failure> {
+pub(crate) async fn spec(server: Server<'_>, command: SpecCommand) -> Result<(), Failure> {
     match command {
         SpecCommand::Put { file, json } => {
             let text = read(&file).map_err(|error| Failure::with(file.display(), error))?;
             let spec = KvSpec::from_json(&text).map_err(|error| Failure::with(file.display(), error))?;
-            let answer = connect(url).await?.put_kv_spec(&spec).await?;
+            let answer = server.connect().await?.put_kv_spec(&spec).await?;
             if json { print_line(&answer) } else { print(&answer.hash) }
         }
-        SpecCommand::Get { hash } => print_json(&connect(url).await?.kv_spec(&hash).await?.spec),
+        SpecCommand::Get { hash } => print_json(&server.connect().await?.kv_spec(&hash).await?.spec),
     }
 }
 

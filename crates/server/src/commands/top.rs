@@ -11,17 +11,17 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::screen::Screen;
 use self::view::{Snapshot, View};
-use super::{connect, print_open};
+use super::{Server, print_open};
 use crate::Failure;
 use crate::cli::TopArgs;
 
 /// `sira top`: redraws in place on a terminal, and writes one picture an interval elsewhere.
-pub(crate) async fn top(url: &str, args: &TopArgs) -> Result<(), Failure> {
-    let client = connect(url).await?;
+pub(crate) async fn top(server: Server<'_>, args: &TopArgs) -> Result<(), Failure> {
+    let client = server.connect().await?;
     if io::stdout().is_terminal() && !args.json && !args.once {
-        watch(&client, url, args.interval).await
+        watch(&client, server.url, args.interval).await
     } else {
-        write(&client, url, args).await
+        write(&client, server.url, args).await
     }
 }
 
