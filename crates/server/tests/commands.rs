@@ -85,8 +85,11 @@ fn write(path: &Path, tensors: Tensors, metadata: &[(&str, &str)]) {
     std::fs::write(path, safetensors::serialize(views, Some(metadata)).unwrap()).unwrap();
 }
 
+/// Name, element type, shape and bytes of a tensor.
+type Held = (String, Dtype, Vec<usize>, Vec<u8>);
+
 /// What a file holds, as the format's own library reads it: by name, so that files of another order compare.
-fn read(path: &Path) -> (Vec<(String, Dtype, Vec<usize>, Vec<u8>)>, Vec<(String, String)>) {
+fn read(path: &Path) -> (Vec<Held>, Vec<(String, String)>) {
     let file = std::fs::read(path).unwrap();
     let parsed = SafeTensors::deserialize(&file).unwrap();
     let tensors = parsed.tensors().into_iter().map(|(name, view)| (name, view.dtype(), view.shape().to_vec(), view.data().to_vec()));

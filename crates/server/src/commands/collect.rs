@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use futures::TryStreamExt;
 use serde_json::json;
 use sira_client::{Client, Entry, GetManyOptions, ManyEvent, PartEntry, TensorSpec};
@@ -114,38 +115,115 @@ fn shared_metadata(entries: &[Entry]) -> BTreeMap<String, String> {
 /// Writes the bytes of some keys to their places in the file.
 async fn fetch(client: &Client, keys: &[Wanted], places: Vec<u64>, output: &mut Output, progress: &Progress) -> Result<(), Failure> {
     let mut stream = client.get_many(keys.iter().map(|key| &key.key), &GetManyOptions::default()).await?;
-    let mut places = places.into_iter();
-    let mut parts = [].iter();
-    let mut at = 0;
+    let mut places = Places { keys, places: places.into_iter(), tensors: [].iter(), at: 0 };
     while let Some(event) = stream.next().await? {
-        match event {
-            ManyEvent::Key { index, version, .. } => {
-                let key = &keys[index];
-                if version != key.version {
-                    return Err(changed(key, &format!("it is version {version} now")));
-                }
-                parts = key.tensors.iter();
-            }
-            ManyEvent::Part { index, name, spec } => {
-                let same = |tensor: &Tensor| tensor.spec.dtype() == spec.dtype() && tensor.spec.shape() == spec.shape();
-                match (parts.next(), places.next()) {
-                    (Some(tensor), Some(place)) if same(tensor) && tensor.part.as_ref().is_none_or(|part| *part == name) => at = place,
-                    _ => return Err(changed(&keys[index], &format!("its part {name:?} was not listed"))),
-                }
-            }
-            ManyEvent::Data { bytes, .. } => {
-                output.write_at(at, &bytes).await?;
-                at += bytes.len() as u64;
-                progress.advance(bytes.len() as u64);
-            }
-            ManyEvent::End { index } if parts.len() > 0 => return Err(changed(&keys[index], "a part that was listed has not come")),
-            ManyEvent::End { .. } => {}
-            ManyEvent::Failed { index, error } => return Err(changed(&keys[index], &error.to_string())),
+        if let Some((at, bytes)) = places.of(event)? {
+            output.write_at(at, &bytes).await?;
+            progress.advance(bytes.len() as u64);
         }
     }
     Ok(())
 }
 
+/// Where in the file the bytes of some keys go. What comes is held against what was listed.
+struct Places<'a> {
+    keys: &'a [Wanted],
+    /// Where each tensor begins, in the order of the keys and their parts.
+    places: std::vec::IntoIter<u64>,
+    /// Tensors of the present key that have not begun.
+    tensors: std::slice::Iter<'a, Tensor>,
+    at: u64,
+}
+
+impl Places<'_> {
+    /// The bytes that an event brings, and where they go.
+    fn of(&mut self, event: ManyEvent) -> Result<Option<(u64, Bytes)>, Failure> {
+        match event {
+            ManyEvent::Key { index, version, .. } => {
+                let key = &self.keys[index];
+                if version != key.version {
+                    return Err(changed(key, &format!("it is version {version} now")));
+                }
+                self.tensors = key.tensors.iter();
+            }
+            ManyEvent::Part { index, name, spec } => {
+                let same = |tensor: &Tensor| tensor.spec.dtype() == spec.dtype() && tensor.spec.shape() == spec.shape();
+                self.at = match (self.tensors.next(), self.places.next()) {
+                    (Some(tensor), Some(at)) if same(tensor) && tensor.part.as_ref().is_none_or(|part| *part == name) => at,
+                    _ => return Err(changed(&self.keys[index], &format!("its part {name:?} is another one now"))),
+                };
+            }
+            ManyEvent::Data { bytes, .. } => {
+                let at = self.at;
+                self.at += bytes.len() as u64;
+                return Ok(Some((at, bytes)));
+            }
+            ManyEvent::End { index } if self.tensors.len() > 0 => return Err(changed(&self.keys[index], "a part of it has not come")),
+            ManyEvent::End { .. } => {}
+            ManyEvent::Failed { index, error } => return Err(changed(&self.keys[index], &error.to_string())),
+        }
+        Ok(None)
+    }
+}
+
 fn changed(key: &Wanted, how: &str) -> Failure {
-    Failure::Failed(format!("{}: version {} was listed: {how}; nothing is written", key.key, key.version))
+    Failure::Failed(format!("{}: version {} was listed, and then: {how}; nothing is written", key.key, key.version))
+}
+
+#[cfg(test)]
+mod tests {
+    use sira_client::{Code, DType, WireError};
+
+    use super::*;
+
+    fn spec(extent: u64) -> TensorSpec {
+        TensorSpec::new(DType::UInt8, vec![extent]).unwrap()
+    }
+
+    fn tensor(part: Option<&str>, extent: u64) -> Tensor {
+        Tensor { name: "n".into(), part: part.map(String::from), spec: spec(extent) }
+    }
+
+    fn key(index: usize, version: u64) -> ManyEvent {
+        ManyEvent::Key { index, version, parts: 1, kv_spec: None }
+    }
+
+    fn part(index: usize, name: &str, extent: u64) -> ManyEvent {
+        ManyEvent::Part { index, name: name.into(), spec: spec(extent) }
+    }
+
+    /// Where the bytes of these events go: of a key of one tensor, and of one of two parts.
+    fn placed(events: Vec<ManyEvent>) -> Result<Vec<(u64, usize)>, String> {
+        let one = Wanted { key: "ns/a".into(), version: 3, tensors: vec![tensor(None, 5)] };
+        let two = Wanted { key: "ns/b".into(), version: 1, tensors: vec![tensor(Some("k"), 2), tensor(Some("v"), 0)] };
+        let keys = [one, two];
+        let mut places = Places { keys: &keys, places: vec![100, 10, 50].into_iter(), tensors: [].iter(), at: 0 };
+        let bytes = |event| places.of(event).map_err(|failure| failure.to_string()).transpose();
+        events.into_iter().filter_map(bytes).map(|placed| placed.map(|(at, bytes)| (at, bytes.len()))).collect()
+    }
+
+    #[test]
+    fn bytes_go_where_their_tensor_lies() {
+        let data = |index, len| ManyEvent::Data { index, bytes: vec![0; len].into() };
+        let end = |index| ManyEvent::End { index };
+        let all = [key(0, 3), part(0, "data", 5), data(0, 2), data(0, 3), end(0)];
+        let more = [key(1, 1), part(1, "k", 2), data(1, 2), part(1, "v", 0), end(1)];
+        assert_eq!(placed(all.into_iter().chain(more).collect()).unwrap(), [(100, 2), (102, 3), (10, 2)]);
+    }
+
+    #[test]
+    fn what_is_not_as_listed_is_refused() {
+        let gone = ManyEvent::Failed { index: 0, error: WireError::new(Code::NotFound, "no tensor ns/a") };
+        for (events, reason) in [
+            (vec![key(0, 4)], "ns/a: version 3 was listed, and then: it is version 4 now"),
+            (vec![gone], "SIRA_NOT_FOUND: no tensor ns/a"),
+            (vec![key(0, 3), part(0, "data", 6)], "its part \"data\" is another one"),
+            (vec![key(0, 3), ManyEvent::End { index: 0 }], "has not come"),
+            (vec![key(0, 3), part(0, "data", 5), part(0, "more", 5)], "its part \"more\""),
+            (vec![key(1, 1), part(1, "v", 2)], "its part \"v\""),
+        ] {
+            let failure = placed(events).unwrap_err();
+            assert!(failure.contains(reason) && failure.ends_with("nothing is written"), "{failure}");
+        }
+    }
 }

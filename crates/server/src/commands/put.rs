@@ -5,7 +5,9 @@ use std::path::Path;
 
 use futures::StreamExt;
 use serde_json::json;
-use sira_client::{DType, PutAnswer, PutOptions, TensorSpec};
+use sira_client::{ClientError, DType, PutAnswer, PutOptions, TensorSpec};
+use sira_wire::Key;
+use sira_wire::many::MAX_PARTS;
 
 use super::{Server, note, plural, print, print_line, put_many};
 use crate::Failure;
@@ -60,8 +62,14 @@ async fn put_one(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
     say(&answer, spec.nbytes(), args.json)
 }
 
+/// All bytes are in memory at once: the client commits a key's parts from there.
 async fn put_parts(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
+    args.key.parse::<Key>().map_err(ClientError::from)?;
     let (file, contents) = TensorFile::open(&args.file).await?;
+    let count = contents.tensors.len();
+    if count > MAX_PARTS {
+        return Err(Failure::Usage(format!("{}: {count} tensors; a key has at most {MAX_PARTS} parts", args.file.display())));
+    }
     let metadata = attributes_of(&args.file, &contents);
     let mut parts = Vec::with_capacity(contents.tensors.len());
     for tensor in contents.tensors {

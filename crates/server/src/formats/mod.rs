@@ -124,6 +124,9 @@ impl TensorFile {
         if len != contents.len {
             return Err(Failure::with(path.display(), format!("the header says {} bytes, the file has {len}", contents.len)));
         }
+        if contents.tensors.is_empty() {
+            return Err(Failure::with(path.display(), "the file holds no tensor"));
+        }
         Ok((TensorFile { path: path.to_owned(), file: Arc::new(file.into_std().await) }, contents))
     }
 
