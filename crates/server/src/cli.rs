@@ -178,4 +178,12 @@ mod tests {
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn every_command_stands_in_the_manual() {
+        let manual = include_str!("../../../docs/cli.md");
+        for command in Cli::command().get_subcommands() {
+            assert!(manual.contains(&format!("\n### `sira {}", command.get_name())), "docs/cli.md lacks sira {}", command.get_name());
+        }
+    }
 }

@@ -138,7 +138,7 @@ impl View {
             let old = old.and_then(|stats| stats.backends.get(name));
             Tier {
                 tier: name.clone(),
-                used: backend.used_bytes,
+                used: backend.used_bytes.or_else(|| held(&now.namespaces, name)),
                 limit: backend.used_bytes.zip(backend.available_bytes).map(|(used, available)| used.saturating_add(available)),
                 operations: rate(old.and_then(Backend::calls), backend.calls()),
                 bytes_in: rate(old.and_then(|old| old.bytes_in), backend.bytes_in),
@@ -231,6 +231,11 @@ impl View {
     }
 }
 
+/// What the namespaces have in a tier, where the tier itself does not know.
+fn held(namespaces: &[NamespaceEntry], tier: &str) -> Option<u64> {
+    namespaces.iter().filter_map(|entry| entry.bytes.get(tier)).copied().reduce(u64::saturating_add)
+}
+
 fn table_of<'a>(namespaces: impl Iterator<Item = &'a Namespace>) -> String {
     let columns = [
         Column("NAMESPACE", false),
@@ -287,7 +292,7 @@ mod tests {
         let operations = json!({ "puts": puts, "put_bytes": puts * 1024, "gets": gets, "get_bytes": gets * 1024, "hits": hits,
             "misses": 0, "deletes": 0, "evictions": 0 });
         let entry = json!({ "namespace": name, "policy": { "mode": "cache" }, "origin": "action", "keys": puts, "nbytes": puts * 1024,
-            "bytes": {}, "operations": operations });
+            "bytes": { "rocksdb": 100 }, "operations": operations });
         serde_json::from_value(entry).unwrap()
     }
 
@@ -318,6 +323,7 @@ mod tests {
         let less = snapshot(begun + Duration::from_secs(3), 0, json!({ "values": 3, "used_bytes": null, "available_bytes": 7 }), vec![]);
         let view = View::of(Some(&now), &less);
         assert_eq!((view.puts, view.tiers[1].operations, view.tiers[1].limit), (None, None, None));
+        assert_eq!((view.tiers[1].used, held(&now.namespaces, "rocksdb"), held(&now.namespaces, "object")), (None, Some(200), None));
         assert!(serde_json::to_value(&view).unwrap()["memory"]["hot_bytes"].is_u64());
     }
 
