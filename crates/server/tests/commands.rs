@@ -227,6 +227,35 @@ fn parts_go_in_together_and_come_out_alone_or_all() {
 }
 
 #[test]
+fn an_interrupted_get_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let server = Server::start(at);
+    write(&at.join("large.safetensors"), &[("a", Dtype::U8, &[64 << 20])], &[]);
+    server.ok(at, &["put", "large.safetensors", "t/large", "--codec", "none"]);
+    let signal = |process: u32, name: &str| {
+        assert!(Command::new("sh").args(["-c", &format!("kill -{name} {process}")]).status().unwrap().success());
+    };
+    let begun = || std::fs::read_dir(at).unwrap().any(|entry| entry.unwrap().file_name().to_string_lossy().starts_with(".sira-"));
+    let get = ["get", "t/large", "out.safetensors"];
+    let mut get =
+        sira().args(get).env("SIRA_URL", &server.url).current_dir(at).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    while !begun() && get.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    // The server says no more: the get cannot end by itself, unless it just has.
+    signal(server.process.id(), "STOP");
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    if get.try_wait().unwrap().is_none() {
+        signal(get.id(), "TERM");
+    }
+    let code = get.wait().unwrap().code();
+    signal(server.process.id(), "CONT");
+    assert!(!begun(), "something is left");
+    assert_eq!(code, Some(if at.join("out.safetensors").exists() { 0 } else { 1 }));
+}
+
+#[test]
 fn prefixes_are_deleted_when_that_is_meant() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();

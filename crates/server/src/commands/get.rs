@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use sira_client::{Code, GetOptions, TensorStream};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::Output;
 use super::{Server, collect, print, print_line};
@@ -14,8 +15,17 @@ use crate::{Failure, formats};
 /// What a tensor is called in a .safetensors file when nothing else is said.
 const DEFAULT_NAME: &str = "tensor";
 
-/// `sira get`.
+/// `sira get`. Interrupted, it leaves nothing: a process that a signal ends would leave what it has written so far, under a name that nobody looks for.
 pub(crate) async fn get(server: Server<'_>, args: GetArgs) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| Failure::with("signals", error))?;
+    tokio::select! {
+        done = fetch(server, args) => done,
+        _ = tokio::signal::ctrl_c() => Err(Failure::Failed("interrupted; nothing is written".into())),
+        _ = terminate.recv() => Err(Failure::Failed("told to stop; nothing is written".into())),
+    }
+}
+
+async fn fetch(server: Server<'_>, args: GetArgs) -> Result<(), Failure> {
     let format = Format::of(&args.file)?;
     let options = GetOptions {
         version: args.version,

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sira_client::{Entry, ListRequest};
 
 use super::table::{self, Column};
-use super::{Server, print, print_line};
+use super::{Server, print_open};
 use crate::Failure;
 use crate::cli::ListArgs;
 use crate::config::units::{short_duration, short_size};
@@ -42,10 +42,12 @@ pub(crate) async fn list(server: Server<'_>, args: &ListArgs) -> Result<(), Fail
     while left > 0 {
         let request = ListRequest { prefix: args.prefix.clone(), after, limit: Some(left.min(PAGE)), ..ListRequest::default() };
         let page = client.list(&request).await?;
-        if args.json {
-            page.entries.iter().try_for_each(print_line)?;
-        } else if !page.entries.is_empty() {
-            print(&table(&page.entries, args.long, header))?;
+        if !page.entries.is_empty() {
+            let text = if args.json { lines(&page.entries)? } else { table(&page.entries, args.long, header) };
+            // Whoever reads may have seen enough.
+            if !print_open(&text)? {
+                break;
+            }
             header = false;
         }
         left = left.saturating_sub(page.entries.len());
@@ -55,6 +57,12 @@ pub(crate) async fn list(server: Server<'_>, args: &ListArgs) -> Result<(), Fail
         }
     }
     Ok(())
+}
+
+/// A line of JSON for each entry of a page.
+fn lines(entries: &[Entry]) -> Result<String, Failure> {
+    let lines: Result<Vec<String>, _> = entries.iter().map(serde_json::to_string).collect();
+    Ok(lines.map_err(|error| Failure::Failed(error.to_string()))?.join("\n"))
 }
 
 /// The rows of a page.

@@ -145,7 +145,9 @@ impl Report {
         if self.failed.is_empty() {
             return Ok(());
         }
-        self.failed.iter().for_each(|line| note(line));
+        if !self.json {
+            self.failed.iter().for_each(|line| note(line));
+        }
         Err(Failure::Failed(format!("{} of {count} tensors are not stored", self.failed.len())))
     }
 }
