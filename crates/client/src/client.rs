@@ -82,12 +82,35 @@ impl Client {
     /// Puts a tensor whose bytes (row-major, little-endian) are at hand; they are sent without being copied.
     ///
     /// `spec` says what the tensor is; of `options`, codec, ttl, consistency, condition and further attributes are used.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use sira_client::{DType, PutOptions, TensorSpec};
+    ///
+    /// let spec = TensorSpec::new(DType::Float32, vec![2, 3])?.with_axes(vec!["token".into(), "dim".into()])?;
+    /// let options = PutOptions { ttl: Some(60), codec: Some("planes+zstd".into()), ..PutOptions::default() };
+    /// let answer = client.put("demo/a", &spec, vec![0u8; 24], options).await?;
+    /// println!("{} has version {}", answer.key, answer.version);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn put(&self, key: &str, spec: &TensorSpec, data: impl Into<Bytes>, options: PutOptions) -> Result<PutAnswer, ClientError> {
         let data = data.into();
         self.put_pieces(key, spec, Box::pin(stream::once(async { Ok(data) })), options).await
     }
 
     /// Puts a tensor whose bytes are read as they are sent. A source that fails, or that has another length than the tensor, stores nothing.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use sira_client::{DType, PutOptions, TensorSpec};
+    ///
+    /// let spec = TensorSpec::new(DType::BFloat16, vec![32, 1 << 20, 128])?;
+    /// let file = tokio::fs::File::open("cache.bin").await?;
+    /// client.put_reader("demo/large", &spec, file, PutOptions::default()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn put_reader(
         &self,
         key: &str,
@@ -99,6 +122,18 @@ impl Client {
     }
 
     /// Puts a tensor whose bytes come in pieces of any length, as [`Client::put_reader`] does.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use bytes::Bytes;
+    /// use sira_client::{DType, PutOptions, TensorSpec};
+    ///
+    /// let spec = TensorSpec::new(DType::UInt8, vec![4096, 1000])?;
+    /// let rows = futures::stream::iter((0..4096).map(|_| Ok(Bytes::from(vec![0u8; 1000]))));
+    /// client.put_stream("demo/rows", &spec, rows, PutOptions::default()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn put_stream(
         &self,
         key: &str,
@@ -137,6 +172,20 @@ impl Client {
     }
 
     /// Opens a tensor: its spec is known when this returns, its bytes come from the [`TensorStream`].
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use sira_client::GetOptions;
+    ///
+    /// let slice = [("layer".to_owned(), [0, 4]), ("token".to_owned(), [512, 1024])].into();
+    /// let mut tensor = client.get("demo/a", &GetOptions { slice, ..GetOptions::default() }).await?;
+    /// println!("{} {:?}", tensor.spec().dtype(), tensor.spec().shape());
+    /// while let Some(piece) = tensor.next().await? {
+    ///     println!("{} bytes", piece.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn get(&self, key: &str, options: &GetOptions) -> Result<TensorStream, ClientError> {
         let key: Key = key.parse()?;
         let ticket = Ticket {
@@ -152,11 +201,28 @@ impl Client {
     }
 
     /// What the server says of a key.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let entry = client.info("demo/a").await?;
+    /// println!("{} bytes, {} as stored, in {:?}", entry.nbytes, entry.stored_bytes, entry.tiers);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn info(&self, key: &str) -> Result<Entry, ClientError> {
         self.action("info", &key_request(key)?).await
     }
 
     /// Deletes a key, or only this version of it; says whether there was one.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// if !client.delete("demo/a", None).await? {
+    ///     println!("there was none");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn delete(&self, key: &str, version: Option<u64>) -> Result<bool, ClientError> {
         let request = key_request(key)?;
         let request = DeleteRequest { v: request.v, key: request.key, condition: version.map(|version| version.to_string()) };
@@ -164,16 +230,43 @@ impl Client {
     }
 
     /// A page of keys in byte order; the answer's `next` is the `after` of the next request.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use sira_client::ListRequest;
+    ///
+    /// let page = client.list(&ListRequest { prefix: "demo/".into(), limit: Some(100), ..ListRequest::default() }).await?;
+    /// for entry in &page.entries {
+    ///     println!("{}", entry.key);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn list(&self, request: &ListRequest) -> Result<ListAnswer, ClientError> {
         self.action("list", request).await
     }
 
     /// Counts, bytes and limits of the server, as its JSON.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// println!("{:#}", client.stats().await?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn stats(&self) -> Result<serde_json::Value, ClientError> {
         self.action("stats", &EmptyRequest { v: VERSION }).await
     }
 
     /// Whether the server and its backends work.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let health = client.health().await?;
+    /// println!("{} {}", health.version, health.status);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn health(&self) -> Result<Health, ClientError> {
         self.action("health", &EmptyRequest { v: VERSION }).await
     }

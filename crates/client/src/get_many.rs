@@ -146,7 +146,13 @@ impl ManyStream {
                 None => None,
             };
             match next {
-                Some(data) => self.read(&data)?,
+                Some(data) => {
+                    if let Err(error) = self.read(&data) {
+                        // Nothing of what it sent is to be trusted any more.
+                        (self.messages, self.ready) = (None, VecDeque::new());
+                        return Err(error);
+                    }
+                }
                 None => return self.segments.finish().map(|()| None),
             }
         }
@@ -167,6 +173,21 @@ impl ManyStream {
     }
 
     /// All keys, one result each in the order of the request, without a copy of their bytes.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), sira_client::ClientError> {
+    /// use sira_client::GetManyOptions;
+    ///
+    /// let options = GetManyOptions { parts: Some(vec!["k".into(), "k_scale".into()]), ..GetManyOptions::default() };
+    /// for key in client.get_many(["kv/a", "kv/b"], &options).await?.collect().await?.into_iter().flatten() {
+    ///     for part in key.parts {
+    ///         let (name, shape) = (part.name.clone(), part.spec.shape().to_vec());
+    ///         println!("{name} {shape:?}: {} bytes", part.into_bytes().len());
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn collect(mut self) -> Result<Vec<Result<FetchedKey, WireError>>, ClientError> {
         let mut results = Vec::new();
         let mut key = FetchedKey::default();

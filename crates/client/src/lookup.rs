@@ -165,6 +165,14 @@ impl Client {
 
     /// Says which namespaces are caches: a lookup there that has no answer in time, or finds no server, is a miss instead of an error. The client
     /// learns of others from the server's answers, so this is for those it has not asked about yet.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), sira_client::ClientError> {
+    /// let client = sira_client::Client::connect_lazy("grpc://127.0.0.1:9095")?.with_cache_namespaces(["kv", "embeddings"]);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_cache_namespaces(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Client {
         self.lookups.told = Arc::new(names.into_iter().map(Into::into).collect());

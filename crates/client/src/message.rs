@@ -29,15 +29,19 @@ pub(crate) fn schema_of_many() -> FlightData {
 
 /// A batch of uint8 rows, which are `piece`. Arrow pads bodies to 8 bytes: only a piece of another length is copied.
 pub(crate) fn batch(piece: Bytes) -> FlightData {
-    let rows = piece.len() as i64;
-    let body = if piece.len().is_multiple_of(8) {
-        piece
-    } else {
-        let mut padded = BytesMut::with_capacity(piece.len().next_multiple_of(8));
-        padded.extend_from_slice(&piece);
-        padded.resize(piece.len().next_multiple_of(8), 0);
-        padded.freeze()
-    };
+    let rows = piece.len();
+    if rows.is_multiple_of(8) {
+        return padded_batch(piece, rows);
+    }
+    let mut padded = BytesMut::with_capacity(rows.next_multiple_of(8));
+    padded.extend_from_slice(&piece);
+    padded.resize(rows.next_multiple_of(8), 0);
+    padded_batch(padded.freeze(), rows)
+}
+
+/// A batch of the first `rows` bytes of `body`, whose length is a multiple of 8.
+pub(crate) fn padded_batch(body: Bytes, rows: usize) -> FlightData {
+    let rows = rows as i64;
     let mut builder = FlatBufferBuilder::new();
     let nodes = builder.create_vector(&[FieldNode::new(rows, 0)]);
     // The first buffer is the validity, empty since nothing is null.

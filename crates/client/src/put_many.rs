@@ -151,8 +151,9 @@ impl Client {
     /// Puts many keys in one stream: small tensors share messages (and are copied once), large ones are sent as they lie.
     ///
     /// The answer has one result an entry, in their order; what fails with one does not stop the others. An error of the call itself says nothing of
-    /// the keys: some may have been committed. Entries are taken as fast as the server takes their bytes; more than one stream may have (65,536) go on
-    /// in the next.
+    /// the keys: some may have been committed. Entries are taken as fast as the server takes their bytes, and what has come is sent while there are no
+    /// more, but a source that has nothing for a minute loses the stream ([`Code::Busy`]). More entries than one stream takes (65,536) go on in the
+    /// next.
     ///
     /// ```no_run
     /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -205,7 +206,7 @@ impl Client {
     /// use bytes::Bytes;
     /// use sira_client::{DType, PutOptions, TensorSpec};
     ///
-    /// let values = TensorSpec::new(DType::Float8E4M3FN, vec![16, 8, 128])?;
+    /// let values = TensorSpec::new(DType::Float8E4M3Fn, vec![16, 8, 128])?;
     /// let scales = TensorSpec::new(DType::Float32, vec![8])?;
     /// let parts = vec![
     ///     ("k".to_owned(), values, Bytes::from(vec![0u8; 16384])),

@@ -339,7 +339,7 @@ mod tests {
 
     /// A segment as anyone might make it.
     fn any_segment() -> impl Strategy<Value = Value> {
-        let number = prop_oneof![0u64..4, 0..300, Just(u64::MAX)];
+        let number = prop_oneof![0u64..4, 0u64..300, Just(u64::MAX)];
         let option = prop::option::of((0u64..4, number.clone()));
         (0u64..4, number.clone(), number, option.clone(), option, prop::bool::weighted(0.1)).prop_map(
             |(index, offset, bytes, key, part, error)| {

@@ -10,7 +10,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use self::args::{
-    GetArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs, PutArgs, RemoveArgs, RouteArgs, SpecCommand, TopArgs,
+    ExportArgs, GetArgs, ImportArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs, PutArgs, RemoveArgs, RouteArgs, SpecCommand,
+    TopArgs,
 };
 use crate::commands::Server;
 use crate::config::{Config, ConfigError, Flags};
@@ -38,6 +39,10 @@ enum Command {
     Put(PutArgs),
     /// Write a tensor to a .npy or .safetensors file, or all below a prefix to one .safetensors file.
     Get(GetArgs),
+    /// Write all tensors below a prefix to an Avro file.
+    Export(ExportArgs),
+    /// Store the tensors of an Avro file that was exported.
+    Import(ImportArgs),
     /// List tensors, in the byte order of their keys.
     Ls(ListArgs),
     /// Show what the server knows of a tensor, as JSON.
@@ -135,6 +140,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Put(args) => runtime(false)?.block_on(commands::put(server, args)),
         Command::Get(args) => runtime(false)?.block_on(commands::get(server, args)),
+        Command::Export(args) => runtime(false)?.block_on(commands::export(server, &args)),
+        Command::Import(args) => runtime(false)?.block_on(commands::import(server, &args)),
         Command::Ls(args) => runtime(false)?.block_on(commands::list(server, &args)),
         Command::Info { key, json: _ } => runtime(false)?.block_on(commands::info(server, &key)),
         Command::Rm(args) => runtime(false)?.block_on(commands::remove(server, &args)),

@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use sira_client::{Condition, Consistency};
 
 use crate::config::units;
+use crate::formats::avro::Codec;
 
 /// `sira put`.
 #[derive(Debug, Args)]
@@ -66,6 +67,37 @@ pub(crate) struct GetArgs {
     /// One line of JSON for each tensor
     #[arg(long)]
     pub json: bool,
+}
+
+/// `sira export`.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Keys that start with this; all with ""
+    pub prefix: String,
+    /// Written as FILE.partial first, so that it is there whole or not at all
+    pub file: PathBuf,
+    /// How its blocks are compressed [default: null]
+    #[arg(long)]
+    pub codec: Option<Codec>,
+    /// Go on with an export that was interrupted
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// `sira import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// A file that sira export or another writer of its schema made
+    pub file: PathBuf,
+    /// What keys begin with instead of the prefix that was exported
+    #[arg(long)]
+    pub prefix: Option<String>,
+    /// Leave keys as they are that are there already
+    #[arg(long)]
+    pub if_absent: bool,
+    /// Go on with an import that was interrupted
+    #[arg(long)]
+    pub resume: bool,
 }
 
 /// `sira ls`.

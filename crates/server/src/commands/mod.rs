@@ -1,8 +1,10 @@
 //! The client commands. Each talks to a server; none touches its data.
 
 mod collect;
+mod export;
 mod get;
 mod health;
+mod import;
 mod list;
 mod namespace;
 mod output;
@@ -20,8 +22,10 @@ use serde::Serialize;
 use sira_client::{Client, ClientError};
 
 use crate::Failure;
+pub(crate) use export::export;
 pub(crate) use get::get;
 pub(crate) use health::health;
+pub(crate) use import::import;
 pub(crate) use list::list;
 pub(crate) use namespace::namespace;
 pub(crate) use put::put;
