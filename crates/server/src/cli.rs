@@ -1,16 +1,20 @@
 //! The command line.
 
+mod args;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
-use sira_client::{Condition, Consistency};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
+pub(crate) use self::args::{
+    ExportArgs, GetArgs, ImportArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs, PutArgs, RemoveArgs, RouteArgs, SpecCommand,
+    TopArgs,
+};
 use crate::commands::Server;
-use crate::config::{Config, ConfigError, Flags, units};
-use crate::formats::avro::Codec;
+use crate::config::{Config, ConfigError, Flags};
 use crate::{Failure, commands, serve};
 
 /// Exit codes, shown at the end of the help.
@@ -18,7 +22,7 @@ const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such
 
 /// A tensor store for inference, over Arrow Flight.
 #[derive(Debug, Parser)]
-#[command(name = "sira", version, about, after_help = AFTER_HELP)]
+#[command(name = "sira", version, after_help = AFTER_HELP)]
 struct Cli {
     /// The server that the client commands talk to.
     #[arg(long, env = "SIRA_URL", default_value = sira_client::DEFAULT_URL, global = true, value_name = "URL")]
@@ -50,9 +54,9 @@ pub(crate) struct TrustArgs {
 enum Command {
     /// Run a server until it is told to stop.
     Serve(ServeArgs),
-    /// Store a tensor from a .npy or .safetensors file.
+    /// Store a tensor from a .npy file, or one or all of a .safetensors file.
     Put(PutArgs),
-    /// Write a tensor to a .npy or .safetensors file.
+    /// Write a tensor to a .npy or .safetensors file, or all below a prefix to one .safetensors file.
     Get(GetArgs),
     /// Write all tensors below a prefix to an Avro file.
     Export(ExportArgs),
@@ -64,15 +68,39 @@ enum Command {
     Info {
         /// namespace/name
         key: String,
+        /// Changes nothing: the answer is JSON anyway
+        #[arg(long, hide = true)]
+        json: bool,
     },
     /// Delete tensors; all are tried, even when one is not there.
-    Rm {
-        /// namespace/name
-        #[arg(required = true)]
-        keys: Vec<String>,
-    },
+    Rm(RemoveArgs),
     /// Show the server's counts, bytes and limits, as JSON.
-    Stats,
+    Stats {
+        /// Changes nothing: the answer is JSON anyway
+        #[arg(long, hide = true)]
+        json: bool,
+    },
+    /// Watch a server: rates and bytes of each tier and namespace, and memory.
+    Top(TopArgs),
+    /// Show where a tensor would be kept, and why; nothing is stored.
+    Route(RouteArgs),
+    /// Look at namespaces and their policies, and change them.
+    #[command(subcommand)]
+    Ns(NamespaceCommand),
+    /// Register and look up kv specs: what a block of a KV cache is.
+    #[command(subcommand)]
+    Spec(SpecCommand),
+    /// Ask whether the server works: exit code 0 when it is healthy or degraded, 1 when it is not or does not answer within 5 seconds.
+    Health {
+        /// The server's answer, as one line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a script that completes sira's commands in a shell.
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
     /// Look at configurations.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -115,114 +143,6 @@ enum ConfigCommand {
     },
 }
 
-/// `sira put`.
-#[derive(Debug, Args)]
-pub(crate) struct PutArgs {
-    /// .npy or .safetensors
-    pub file: PathBuf,
-    /// namespace/name
-    pub key: String,
-    /// Which tensor of a .safetensors file that holds several
-    #[arg(long, value_name = "NAME")]
-    pub tensor: Option<String>,
-    /// Names of the axes, joined by commas: layer,kv,token,head,dim
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    pub axes: Vec<String>,
-    /// How lower tiers keep it: none, lz4, zstd, zstd:9, gzip, planes+zstd
-    #[arg(long)]
-    pub codec: Option<String>,
-    /// How long it is kept: seconds, or text such as 90m or 7d
-    #[arg(long, value_parser = parse_ttl)]
-    pub ttl: Option<Duration>,
-    /// When the put is acknowledged: strong, eventual or weak
-    #[arg(long)]
-    pub consistency: Option<Consistency>,
-    /// Put only if the key is absent, or has this version
-    #[arg(long = "if", value_name = "absent|VERSION")]
-    pub condition: Option<Condition>,
-    /// A text kept with the tensor; may be given several times
-    #[arg(long = "attr", value_name = "NAME=TEXT", value_parser = parse_attribute)]
-    pub attributes: Vec<(String, String)>,
-}
-
-/// `sira get`.
-#[derive(Debug, Args)]
-pub(crate) struct GetArgs {
-    /// namespace/name
-    pub key: String,
-    /// .npy or .safetensors; written beside it first, so that it is there whole or not at all
-    pub file: PathBuf,
-    /// A part of an axis, by its name or position; may be given several times
-    #[arg(long = "slice", value_name = "AXIS=START:END", value_parser = parse_slice)]
-    pub slices: Vec<(String, [u64; 2])>,
-    /// Refuse any other version
-    #[arg(long)]
-    pub version: Option<u64>,
-    /// Name of the tensor in a .safetensors file
-    #[arg(long, value_name = "NAME", default_value = "tensor")]
-    pub tensor: String,
-}
-
-/// `sira export`.
-#[derive(Debug, Args)]
-pub(crate) struct ExportArgs {
-    /// Keys that start with this; all with ""
-    pub prefix: String,
-    /// Written as FILE.partial first, so that it is there whole or not at all
-    pub file: PathBuf,
-    /// How its blocks are compressed [default: null]
-    #[arg(long)]
-    pub codec: Option<Codec>,
-    /// Go on with an export that was interrupted
-    #[arg(long)]
-    pub resume: bool,
-}
-
-/// `sira import`.
-#[derive(Debug, Args)]
-pub(crate) struct ImportArgs {
-    /// A file that sira export or another writer of its schema made
-    pub file: PathBuf,
-    /// What keys begin with instead of the prefix that was exported
-    #[arg(long)]
-    pub prefix: Option<String>,
-    /// Leave keys as they are that are there already
-    #[arg(long)]
-    pub if_absent: bool,
-    /// Go on with an import that was interrupted
-    #[arg(long)]
-    pub resume: bool,
-}
-
-/// `sira ls`.
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    /// Keys that start with this
-    #[arg(default_value = "")]
-    pub prefix: String,
-    /// How many at most
-    #[arg(long)]
-    pub limit: Option<usize>,
-}
-
-fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let ttl = units::parse_duration(text).filter(|ttl| ttl.as_secs() > 0 && ttl.subsec_millis() == 0);
-    ttl.ok_or_else(|| "whole seconds, 1 or more, or text such as 90m or 7d".to_owned())
-}
-
-fn parse_attribute(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("an attribute is NAME=TEXT")?;
-    Ok((name.to_owned(), value.to_owned()))
-}
-
-fn parse_slice(text: &str) -> Result<(String, [u64; 2]), String> {
-    let wrong = || "a slice is AXIS=START:END, such as token=512:1024".to_owned();
-    let (axis, range) = text.rsplit_once('=').ok_or_else(wrong)?;
-    let (start, end) = range.split_once(':').ok_or_else(wrong)?;
-    let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
-    Ok((axis.to_owned(), [number(start)?, number(end)?]))
-}
-
 /// Runs the program; gives its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -250,10 +170,22 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Export(args) => runtime(false)?.block_on(commands::export(server, &args)),
         Command::Import(args) => runtime(false)?.block_on(commands::import(server, &args)),
         Command::Ls(args) => runtime(false)?.block_on(commands::list(server, &args)),
-        Command::Info { key } => runtime(false)?.block_on(commands::info(server, &key)),
-        Command::Rm { keys } => runtime(false)?.block_on(commands::remove(server, &keys)),
-        Command::Stats => runtime(false)?.block_on(commands::stats(server)),
+        Command::Info { key, json: _ } => runtime(false)?.block_on(commands::info(server, &key)),
+        Command::Rm(args) => runtime(false)?.block_on(commands::remove(server, &args)),
+        Command::Stats { json: _ } => runtime(false)?.block_on(commands::stats(server)),
+        Command::Top(args) => runtime(false)?.block_on(commands::top(server, &args)),
+        Command::Route(args) => runtime(false)?.block_on(commands::route(server, &args)),
+        Command::Ns(command) => runtime(false)?.block_on(commands::namespace(server, command)),
+        Command::Spec(command) => runtime(false)?.block_on(commands::spec(server, command)),
+        Command::Health { json } => runtime(false)?.block_on(commands::health(server, json)),
+        Command::Completions { shell } => completions(shell),
     }
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sira", &mut script);
+    commands::print(&String::from_utf8_lossy(&script))
 }
 
 fn serve(args: ServeArgs, trust: &TrustArgs) -> Result<(), Failure> {
@@ -295,8 +227,6 @@ fn refused(error: &ConfigError) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -305,14 +235,10 @@ mod tests {
     }
 
     #[test]
-    fn values_are_parsed_or_refused_with_what_would_be_right() {
-        assert_eq!(parse_slice("token=512:1024"), Ok(("token".into(), [512, 1024])));
-        assert_eq!(parse_slice("a=b=0:1"), Ok(("a=b".into(), [0, 1])));
-        assert!(parse_slice("token=512").unwrap_err().contains("token=512:1024"));
-        assert!(parse_slice("token=-1:2").is_err());
-        assert_eq!(parse_ttl("2h"), Ok(Duration::from_secs(7200)));
-        assert!(parse_ttl("0").is_err() && parse_ttl("500ms").is_err());
-        assert_eq!(parse_attribute("a=b=c"), Ok(("a".into(), "b=c".into())));
-        assert!(parse_attribute("a").is_err());
+    fn every_command_stands_in_the_manual() {
+        let manual = include_str!("../../../docs/cli.md");
+        for command in Cli::command().get_subcommands() {
+            assert!(manual.contains(&format!("\n### `sira {}", command.get_name())), "docs/cli.md lacks sira {}", command.get_name());
+        }
     }
 }

@@ -1,41 +1,73 @@
 //! The client commands. Each talks to a server; none touches its data.
 
+mod collect;
 mod export;
 mod get;
+mod health;
 mod import;
 mod list;
+mod namespace;
+mod output;
 mod put;
+mod put_many;
+mod remove;
+mod route;
+mod spec;
+mod table;
+mod top;
 
 use std::io::{self, Write};
 
 use serde::Serialize;
-use sira_client::{Client, ClientError, Code, ConnectOptions};
+use sira_client::{Client, ClientError, ConnectOptions};
 
 use crate::Failure;
 use crate::cli::TrustArgs;
 pub(crate) use export::export;
 pub(crate) use get::get;
+pub(crate) use health::health;
 pub(crate) use import::import;
 pub(crate) use list::list;
+pub(crate) use namespace::namespace;
 pub(crate) use put::put;
+pub(crate) use remove::remove;
+pub(crate) use route::route;
+pub(crate) use spec::spec;
+pub(crate) use top::top;
 
 /// Writes text and a line end to standard output. A reader that has seen enough (`| head`) is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::with("standard output", error)),
-        _ => Ok(()),
-    }
+    print_open(text).map(drop)
 }
 
-/// `1 tensor`, `2 tensors`.
-fn plural(count: u64, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+/// As [`print`]; says whether somebody still reads.
+fn print_open(text: &str) -> Result<bool, Failure> {
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{}", text.trim_end_matches('\n')).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::with("standard output", error)),
+    }
 }
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Failed(error.to_string()))?;
     print(&text)
+}
+
+/// One line of JSON.
+fn print_line(value: &impl Serialize) -> Result<(), Failure> {
+    print(&serde_json::to_string(value).map_err(|error| Failure::Failed(error.to_string()))?)
+}
+
+/// Says something to a person beside the command's output.
+fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "sira: {}", text.replace(['\n', '\r'], " "));
+}
+
+/// `1 tensor`, `2 tensors`.
+fn plural(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The server that a client command talks to.
@@ -89,21 +121,6 @@ pub(crate) async fn info(server: Server<'_>, key: &str) -> Result<(), Failure> {
 /// `sira stats`.
 pub(crate) async fn stats(server: Server<'_>) -> Result<(), Failure> {
     print_json(&server.connect().await?.stats().await?)
-}
-
-/// `sira rm`: tries every key, then says which were not there.
-pub(crate) async fn remove(server: Server<'_>, keys: &[String]) -> Result<(), Failure> {
-    let client = server.connect().await?;
-    let mut absent = Vec::new();
-    for key in keys {
-        if !client.delete(key, None).await? {
-            absent.push(key.as_str());
-        }
-    }
-    if absent.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::NotFound(format!("{}: no such key: {}", Code::NotFound, absent.join(", "))))
 }
 
 #[cfg(test)]
