@@ -11,19 +11,25 @@ from ._client import DEFAULT_URL, Client, connect
 from ._errors import (
     AlreadyExistsError,
     CorruptError,
+    HasPartsError,
     IncompleteError,
     InternalError,
     InvalidError,
     NotFoundError,
     OutOfSpaceError,
+    ReadOnlyError,
     SiraError,
     StaleVersionError,
     TimedOutError,
     UnavailableError,
+    UnknownKvSpecError,
     UnsupportedError,
 )
+from ._kvspec import KvField, KvPart, KvSpec, Rope
 from ._lazy import LazyTensor
-from ._types import PutResult, TensorInfo
+from ._namespaces import Namespace, Policy, Route, RouteStep
+from ._put_many import Item
+from ._types import DeleteManyResult, DeletePrefixResult, Lookup, PartInfo, PutResult, TensorInfo
 
 __version__ = "0.1.0"
 
@@ -32,18 +38,34 @@ __all__ = [
     "AlreadyExistsError",
     "Client",
     "CorruptError",
+    "DeleteManyResult",
+    "DeletePrefixResult",
+    "HasPartsError",
     "IncompleteError",
     "InternalError",
     "InvalidError",
+    "Item",
+    "KvField",
+    "KvPart",
+    "KvSpec",
     "LazyTensor",
+    "Lookup",
+    "Namespace",
     "NotFoundError",
     "OutOfSpaceError",
+    "PartInfo",
+    "Policy",
     "PutResult",
+    "ReadOnlyError",
+    "Rope",
+    "Route",
+    "RouteStep",
     "SiraError",
     "StaleVersionError",
     "TensorInfo",
     "TimedOutError",
     "UnavailableError",
+    "UnknownKvSpecError",
     "UnsupportedError",
     "__version__",
     "connect",
