@@ -7,7 +7,9 @@ use prost::Message;
 use serde::Serialize;
 use sira_backend::HealthStatus;
 use sira_store::StorageClient;
-use sira_wire::{Code, DeleteAnswer, DeleteRequest, EmptyRequest, ExistsAnswer, KeyRequest, ListAnswer, ListRequest, WireError};
+use sira_wire::many::{ExistsManyAnswer, KeysRequest, PrefixRequest};
+use sira_wire::namespace::{KvSpecRequest, NamespaceRequest, NamespacesAnswer, RouteRequest};
+use sira_wire::{Code, DeleteAnswer, DeleteRequest, EmptyRequest, ExistsAnswer, Key, KeyRequest, ListAnswer, ListRequest, WireError};
 use tonic::Status;
 
 use crate::status::{of_store, of_wire, refuse, unsupported};
@@ -18,11 +20,20 @@ const PAGE: usize = 1000;
 const MAX_PAGE: usize = 10_000;
 
 /// Each action, and what it does.
-const ACTIONS: [(&str, &str); 8] = [
+const ACTIONS: [(&str, &str); 17] = [
     ("info", "What is known of a key: {\"v\":1,\"key\":\"ns/key\"}"),
     ("exists", "Whether a key exists, and its version: {\"v\":1,\"key\":\"ns/key\"}"),
     ("delete", "Removes a key: {\"v\":1,\"key\":\"ns/key\",\"if\":\"3\"}, if optional"),
     ("list", "A page of keys in byte order: {\"v\":1,\"prefix\":\"ns/\",\"after\":\"ns/k\",\"limit\":1000}"),
+    ("exists_many", "Which of many keys exist: {\"v\":1,\"keys\":[\"ns/a\",\"ns/b\"]}"),
+    ("delete_many", "Removes many keys: {\"v\":1,\"keys\":[\"ns/a\",\"ns/b\"]}"),
+    ("delete_prefix", "Removes a page of keys: {\"v\":1,\"prefix\":\"ns/a\",\"dry_run\":true}"),
+    ("kv_spec_put", "Registers a kv spec: {\"v\":1,\"spec\":{...}}"),
+    ("kv_spec_get", "A registered kv spec: {\"v\":1,\"hash\":\"...\"}"),
+    ("namespaces", "The namespaces, their policies and what they take"),
+    ("namespace_set", "Sets a namespace's policy: {\"v\":1,\"namespace\":\"ns\",\"policy\":{\"mode\":\"cache\"}}"),
+    ("namespace_reset", "Forgets a namespace's policy: {\"v\":1,\"namespace\":\"ns\"}"),
+    ("route", "Where a tensor would go: {\"v\":1,\"key\":\"ns/key\",\"nbytes\":1048576}"),
     ("stats", "Counts, bytes and limits"),
     ("health", "Whether the server and its backends work"),
     ("CancelFlightInfo", "Of the Flight specification; answers NOT_CANCELLABLE"),
@@ -45,10 +56,36 @@ pub(crate) async fn run(store: &StorageClient, action: &Action) -> Result<Vec<u8
     let body = &action.body;
     let wire = |e: WireError| of_wire(&e);
     match action.r#type.as_str() {
-        "info" => json(&store.info(&KeyRequest::parse(body).map_err(wire)?.0).map_err(of_store)?),
+        "info" => {
+            let (key, kv_spec) = KeyRequest::parse(body).map_err(wire)?;
+            let entry = store.info(&key).map_err(of_store)?;
+            if kv_spec.is_some() && entry.kv_spec != kv_spec {
+                return Err(refuse(Code::NotFound, format!("no tensor {key} of this kv spec")));
+            }
+            json(&entry)
+        }
         "exists" => {
-            let version = store.exists(&KeyRequest::parse(body).map_err(wire)?.0).map_err(of_store)?;
-            json(&ExistsAnswer { exists: version.is_some(), version, cache: false })
+            let (key, kv_spec) = KeyRequest::parse(body).map_err(wire)?;
+            let version = store.exists(&key, kv_spec.as_deref()).map_err(of_store)?;
+            json(&ExistsAnswer { exists: version.is_some(), version, cache: store.are_caches([key.namespace()]) })
+        }
+        "exists_many" => {
+            let (keys, kv_spec) = KeysRequest::parse(body).map_err(wire)?;
+            let cache = store.are_caches(keys.iter().map(Key::namespace));
+            let exists = store.exists_many(keys, kv_spec.as_deref()).await.map_err(of_store)?;
+            json(&ExistsManyAnswer::of(&exists, cache))
+        }
+        "delete_many" => {
+            let (keys, kv_spec) = KeysRequest::parse(body).map_err(wire)?;
+            if kv_spec.is_some() {
+                return Err(refuse(Code::BadRequest, "kv_spec: a delete takes none"));
+            }
+            json(&store.delete_many(keys).await)
+        }
+        "delete_prefix" => {
+            let request = PrefixRequest::parse(body).map_err(wire)?;
+            let answer = store.delete_prefix(&request.prefix, request.after.as_deref(), request.dry_run).await;
+            json(&answer.map_err(of_store)?)
         }
         "delete" => {
             let (key, version) = DeleteRequest::parse(body).map_err(wire)?;
@@ -70,6 +107,28 @@ pub(crate) async fn run(store: &StorageClient, action: &Action) -> Result<Vec<u8
         "health" => {
             EmptyRequest::parse(body).map_err(wire)?;
             json(&health(store).await)
+        }
+        "kv_spec_put" => json(&store.put_kv_spec(KvSpecRequest::parse_put(body).map_err(wire)?).await.map_err(of_store)?),
+        "kv_spec_get" => json(&store.kv_spec(&KvSpecRequest::parse_get(body).map_err(wire)?).await.map_err(of_store)?),
+        "namespaces" => {
+            EmptyRequest::parse(body).map_err(wire)?;
+            json(&NamespacesAnswer { namespaces: store.namespaces() })
+        }
+        "namespace_set" => {
+            let request = NamespaceRequest::parse(body).map_err(wire)?;
+            let policy = request.policy.ok_or_else(|| refuse(Code::BadRequest, "`policy` is missing"))?;
+            json(&store.set_namespace(&request.namespace, policy).await.map_err(of_store)?)
+        }
+        "namespace_reset" => {
+            let request = NamespaceRequest::parse(body).map_err(wire)?;
+            if request.policy.is_some() {
+                return Err(refuse(Code::BadRequest, "`policy` is for namespace_set"));
+            }
+            json(&store.reset_namespace(&request.namespace).await.map_err(of_store)?)
+        }
+        "route" => {
+            let (key, request) = RouteRequest::parse(body).map_err(wire)?;
+            json(&store.route(&key, request.nbytes, request.consistency).map_err(of_store)?)
         }
         "CancelFlightInfo" => Ok(CancelFlightInfoResult { status: CancelStatus::NotCancellable as i32 }.encode_to_vec()),
         "RenewFlightEndpoint" => Err(unsupported("tickets do not expire; there is nothing to renew")),

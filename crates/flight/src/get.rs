@@ -1,6 +1,7 @@
 //! `DoGet`: a tensor out, as the batches of its carrier.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arrow_flight::{FlightData, SchemaAsIpc};
@@ -14,6 +15,7 @@ use sira_tensor::carrier::Carrier;
 use sira_wire::{Code, PutOptions};
 use tonic::Status;
 
+use crate::get_many::Many;
 use crate::ipc;
 use crate::stall::{LOOK, Patience};
 use crate::status::{of_store, refuse};
@@ -35,34 +37,60 @@ pub(crate) fn carrier(spec: &TensorSpec) -> (Carrier, Schema) {
     (carrier, schema)
 }
 
-/// The messages of a get: the schema, then batches of whole rows. A client that stops reading is cut off, and gives back its memory.
+/// The messages of a get: the schema, then batches of whole rows.
 pub(crate) fn messages(store: &StorageClient, reader: Reader) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
     let (carrier, schema) = carrier(reader.spec());
     let header = FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
-    let rows = Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false };
-    let slot = Arc::new(Mutex::new(Ok((rows, Patience::default()))));
+    watched(store, header, Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false })
+}
+
+/// Where the messages of a get come from.
+pub(crate) trait Source: Send + 'static {
+    /// The next message; `None` after the last.
+    fn next(&mut self) -> impl Future<Output = Result<Option<FlightData>, Status>> + Send;
+}
+
+impl Source for Rows {
+    async fn next(&mut self) -> Result<Option<FlightData>, Status> {
+        self.next_batch().await.map_err(of_store)
+    }
+}
+
+impl Source for Many {
+    async fn next(&mut self) -> Result<Option<FlightData>, Status> {
+        self.next().await
+    }
+}
+
+/// A stream of messages, after its header. A client that stops reading is cut off, and gives back its memory.
+pub(crate) fn watched<S: Source>(
+    store: &StorageClient,
+    header: FlightData,
+    source: S,
+) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
+    let slot = Arc::new(Mutex::new(Ok((source, Patience::default()))));
     tokio::spawn(watch(store.clone(), Arc::downgrade(&slot)));
     let batches = futures::stream::try_unfold(slot, |slot| async move {
         // Taken out while it works: only a client that does not ask is waited for.
         let taken = std::mem::replace(&mut *lock(&slot), Err("a get that is already under way".to_string()));
-        let (mut rows, mut patience) = taken.map_err(|reason| refuse(Code::Busy, reason))?;
-        let Some(batch) = rows.next().await.map_err(of_store)? else { return Ok(None) };
+        let (mut source, mut patience) = taken.map_err(|reason| refuse(Code::Busy, reason))?;
+        let Some(batch) = source.next().await? else { return Ok(None) };
         patience.moved(batch.data_body.len() as u64);
-        *lock(&slot) = Ok((rows, patience));
+        *lock(&slot) = Ok((source, patience));
         Ok(Some((batch, slot)))
     });
     futures::StreamExt::chain(futures::stream::iter([Ok(header)]), batches)
 }
 
 /// A get between two messages, or why there is none.
-type Slot = Mutex<Result<(Rows, Patience), String>>;
+type Slot<S> = Mutex<Result<(S, Patience), String>>;
 
-fn lock(slot: &Slot) -> std::sync::MutexGuard<'_, Result<(Rows, Patience), String>> {
+fn lock<S>(slot: &Slot<S>) -> std::sync::MutexGuard<'_, Result<(S, Patience), String>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits with a get for its client, and cuts it off when patience ends.
-async fn watch(store: StorageClient, slot: Weak<Slot>) {
+async fn watch<S: Source>(store: StorageClient, slot: Weak<Slot<S>>) {
     loop {
         tokio::time::sleep(LOOK).await;
         let Some(slot) = slot.upgrade() else { return };
@@ -85,7 +113,7 @@ struct Rows {
 }
 
 impl Rows {
-    async fn next(&mut self) -> Result<Option<FlightData>, StoreError> {
+    async fn next_batch(&mut self) -> Result<Option<FlightData>, StoreError> {
         let row = self.carrier.row_bytes;
         while self.bytes < row && !self.ended {
             match self.reader.next().await? {

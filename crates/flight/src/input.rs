@@ -17,6 +17,7 @@ const MAX_FIELD: u64 = 1 << 20;
 /// Fields of FlightData (Flight.proto).
 const DESCRIPTOR: u64 = 1;
 const HEADER: u64 = 2;
+const METADATA: u64 = 3;
 const BODY: u64 = 1000;
 
 /// What comes before the body in a FlightData message.
@@ -26,6 +27,8 @@ pub(crate) struct Head {
     pub descriptor: Option<Vec<u8>>,
     /// An Arrow IPC Message, still encoded.
     pub header: Vec<u8>,
+    /// The application's metadata.
+    pub metadata: Vec<u8>,
     /// Bytes of body that follow: read them with [`Input::body`].
     pub body: u64,
 }
@@ -75,6 +78,7 @@ impl Input {
             match self.field().await? {
                 (DESCRIPTOR, value) => head.descriptor = value,
                 (HEADER, value) => head.header = value.unwrap_or_default(),
+                (METADATA, value) => head.metadata = value.unwrap_or_default(),
                 (BODY, _) => break,
                 _ => {}
             }

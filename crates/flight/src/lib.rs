@@ -5,9 +5,11 @@
 
 mod actions;
 mod get;
+mod get_many;
 mod input;
 mod ipc;
 mod put;
+mod put_many;
 mod service;
 mod stall;
 mod status;

@@ -13,12 +13,14 @@ use prost::Message;
 use sira_store::{StorageClient, StoreError, WriteOptions, Writer};
 use sira_tensor::carrier::Column;
 use sira_tensor::{DType, TensorSpec};
+use sira_wire::many::ManyCommand;
 use sira_wire::{Code, Key, PutAnswer, PutOptions};
 use tonic::Status;
 use tonic::body::Body;
 
 use crate::input::{Head, Input};
 use crate::ipc::{self, Announced, Batch};
+use crate::put_many;
 use crate::status::{of_store, of_wire, refuse};
 
 /// Bytes of a row that is permuted: it must be gathered before it can be reordered.
@@ -28,14 +30,13 @@ const MAX_PERMUTED_ROW: u64 = 64 << 20;
 pub(crate) async fn handle(store: StorageClient, request: Request<Body>) -> Response<Body> {
     let pressed = store.clone();
     match put(&store, Input::new(request.into_body(), move || pressed.pressed())).await {
-        Ok(answer) => accepted(&answer),
+        Ok(answer) => accepted(answer),
         Err(status) => status.into_http(),
     }
 }
 
-/// The answer of a committed put: one PutResult, then an Ok status.
-fn accepted(answer: &PutAnswer) -> Response<Body> {
-    let json = serde_json::to_vec(answer).unwrap_or_default();
+/// The answer of a put that is done: one PutResult with this JSON, then an Ok status.
+fn accepted(json: Vec<u8>) -> Response<Body> {
     let result = PutResult { app_metadata: json.into() };
     let mut message = BytesMut::with_capacity(5 + result.encoded_len());
     message.put_u8(0);
@@ -49,11 +50,24 @@ fn accepted(answer: &PutAnswer) -> Response<Body> {
     response
 }
 
-async fn put(store: &StorageClient, mut input: Input) -> Result<PutAnswer, Status> {
+/// Reads a put to its end; gives the JSON of its answer.
+async fn put(store: &StorageClient, mut input: Input) -> Result<Vec<u8>, Status> {
     let Some(first) = input.next().await? else {
         return Err(refuse(Code::BadRequest, "an empty stream; a put begins with a descriptor and a schema"));
     };
-    let mut incoming = Incoming::announced(store, &first)?;
+    let descriptor = first.descriptor.as_deref().ok_or_else(|| refuse(Code::BadRequest, "the first message has no descriptor"))?;
+    let descriptor =
+        FlightDescriptor::decode(descriptor).map_err(|e| refuse(Code::BadRequest, format!("the descriptor cannot be read: {e}")))?;
+    let json = if ManyCommand::is(&descriptor.cmd) {
+        serde_json::to_vec(&put_many::put(store, &mut input, &first).await?)
+    } else {
+        serde_json::to_vec(&put_one(store, &mut input, &descriptor, &first).await?)
+    };
+    json.map_err(|e| refuse(Code::Internal, e.to_string()))
+}
+
+async fn put_one(store: &StorageClient, input: &mut Input, descriptor: &FlightDescriptor, first: &Head) -> Result<PutAnswer, Status> {
+    let mut incoming = Incoming::announced(store, descriptor, first)?;
     if incoming.options.shape.is_some() {
         incoming.begin(0).await?;
     }
@@ -73,7 +87,7 @@ async fn put(store: &StorageClient, mut input: Input) -> Result<PutAnswer, Statu
                  from one that is whole; send sira.shape and sira.dtype to use several",
             ));
         }
-        incoming.take(&mut input, &batch, &head).await?;
+        incoming.take(input, &batch, &head).await?;
     }
     incoming.commit().await
 }
@@ -89,14 +103,11 @@ struct Incoming<'a> {
 
 impl<'a> Incoming<'a> {
     /// Reads the first message: descriptor, options and schema.
-    fn announced(store: &'a StorageClient, first: &Head) -> Result<Incoming<'a>, Status> {
-        let descriptor = first.descriptor.as_deref().ok_or_else(|| refuse(Code::BadRequest, "the first message has no descriptor"))?;
-        let descriptor =
-            FlightDescriptor::decode(descriptor).map_err(|e| refuse(Code::BadRequest, format!("the descriptor cannot be read: {e}")))?;
+    fn announced(store: &'a StorageClient, descriptor: &FlightDescriptor, first: &Head) -> Result<Incoming<'a>, Status> {
         let Announced::Schema(schema) = ipc::read(&first.header)? else {
             return Err(refuse(Code::BadRequest, "the first message is no schema"));
         };
-        let (key, options) = key_and_options(&descriptor, &schema)?;
+        let (key, options) = key_and_options(descriptor, &schema)?;
         let column = Column::of(&schema).map_err(|e| of_store(e.into()))?;
         Ok(Incoming { store, key, options, column, writer: None })
     }
@@ -149,6 +160,7 @@ impl<'a> Incoming<'a> {
             ttl: self.options.ttl,
             consistency: self.options.consistency,
             condition: self.options.condition,
+            kv_spec: self.options.kv_spec.clone(),
             scratch,
         };
         self.writer = Some(self.store.begin(self.key.clone(), spec, options).await.map_err(of_store)?);
@@ -203,7 +215,7 @@ fn key_and_options(descriptor: &FlightDescriptor, schema: &Schema) -> Result<(Ke
     PutOptions::from_command(&descriptor.cmd).map_err(|e| of_wire(&e))
 }
 
-async fn skip(input: &mut Input, mut bytes: u64) -> Result<(), Status> {
+pub(crate) async fn skip(input: &mut Input, mut bytes: u64) -> Result<(), Status> {
     while bytes > 0 {
         bytes -= input.body(bytes).await?.len() as u64;
     }

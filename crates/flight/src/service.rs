@@ -15,8 +15,9 @@ use arrow_flight::{
 use arrow_ipc::writer::IpcWriteOptions;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use sira_store::StorageClient;
+use sira_store::{Demands, StorageClient};
 use sira_tensor::{TensorSpec, region};
+use sira_wire::many::ManyTicket;
 use sira_wire::{Code, Entry, Key, ListRequest, Ticket as Wanted};
 use tokio::net::TcpListener;
 use tonic::body::Body;
@@ -25,6 +26,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use tower::Service;
 
+use crate::get_many::{self, Many};
 use crate::status::{of_store, of_wire, refuse, unsupported};
 use crate::{actions, get, put};
 
@@ -33,6 +35,8 @@ const PAGE: usize = 100;
 
 /// Calls that one connection may have under way.
 const STREAMS: u32 = 64;
+/// Bytes of a request other than a put: that of a lookup of many keys is the largest.
+const MAX_REQUEST: usize = 8 << 20;
 /// HTTP/2 windows: how much a client may send ahead of the store. A connection's holds that of all its streams: puts that wait for memory
 /// must not keep the bytes of those that have it from coming.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -49,7 +53,7 @@ pub struct Flight {
 /// Serves `store` on `listener` until `shutdown`, then lets running calls end.
 pub async fn serve(store: StorageClient, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), tonic::transport::Error> {
     let flight = Flight { store: store.clone() };
-    let service = WithPut { rest: FlightServiceServer::new(flight), store };
+    let service = WithPut { rest: FlightServiceServer::new(flight).max_decoding_message_size(MAX_REQUEST), store };
     tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -108,7 +112,7 @@ impl Flight {
 
     /// What a get of `ticket` will send.
     fn sliced(&self, key: &Key, ticket: &Wanted) -> Result<TensorSpec, Status> {
-        let spec = self.store.spec(key).map_err(of_store)?;
+        let spec = self.store.spec(key, ticket.part.as_deref()).map_err(of_store)?;
         let wanted = region(&spec, ticket.slice.iter().map(|(name, range)| (name.as_str(), *range))).map_err(|e| of_store(e.into()))?;
         let shape = wanted.iter().map(|range| range.end - range.start).collect();
         let sliced = TensorSpec::new(spec.dtype(), shape).and_then(|sliced| sliced.with_axes(spec.axes().to_vec()));
@@ -128,6 +132,22 @@ fn flight_info(entry: &Entry, spec: &TensorSpec, ticket: Wanted, descriptor: Fli
         .with_endpoint(FlightEndpoint::new().with_ticket(Ticket::new(ticket)))
         .with_total_records(i64::try_from(carrier.rows).unwrap_or(-1))
         .with_total_bytes(i64::try_from(spec.nbytes()).unwrap_or(-1))
+        .with_ordered(true)
+        .with_app_metadata(serde_json::to_vec(entry).map_err(|e| internal(e.to_string()))?);
+    Ok(info)
+}
+
+/// The FlightInfo of a key with several parts: one endpoint, whose stream has all of them.
+fn parts_info(entry: &Entry, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
+    let internal = |e: String| refuse(Code::Internal, e);
+    let ticket = serde_json::to_vec(&ManyTicket::of(vec![entry.key.clone()])).map_err(|e| internal(e.to_string()))?;
+    let info = FlightInfo::new()
+        .try_with_schema(&get_many::schema())
+        .map_err(|e| internal(e.to_string()))?
+        .with_descriptor(descriptor)
+        .with_endpoint(FlightEndpoint::new().with_ticket(Ticket::new(ticket)))
+        .with_total_records(-1)
+        .with_total_bytes(i64::try_from(entry.nbytes).unwrap_or(-1))
         .with_ordered(true)
         .with_app_metadata(serde_json::to_vec(entry).map_err(|e| internal(e.to_string()))?);
     Ok(info)
@@ -167,7 +187,10 @@ impl FlightService for Flight {
                 .map(|entry| {
                     let (key, descriptor) =
                         (entry.key.parse().map_err(|e| of_wire(&e))?, FlightDescriptor::new_path(vec![entry.key.clone()]));
-                    flight_info(entry, &spec_of(entry)?, Wanted::whole(&key), descriptor)
+                    match entry.parts.is_empty() {
+                        true => flight_info(entry, &spec_of(entry)?, Wanted::whole(&key), descriptor),
+                        false => parts_info(entry, descriptor),
+                    }
                 })
                 .collect();
             Ok::<_, Status>(Some((futures::stream::iter(infos), (store, prefix, next.map(Some), left))))
@@ -179,6 +202,9 @@ impl FlightService for Flight {
         let descriptor = request.into_inner();
         let (key, ticket) = Self::wanted(&descriptor)?;
         let entry = self.store.info(&key).map_err(of_store)?;
+        if !entry.parts.is_empty() && ticket.part.is_none() {
+            return Ok(Response::new(parts_info(&entry, descriptor)?));
+        }
         let spec = self.sliced(&key, &ticket)?;
         Ok(Response::new(flight_info(&entry, &spec, ticket, descriptor)?))
     }
@@ -195,8 +221,17 @@ impl FlightService for Flight {
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        let (key, ticket) = Wanted::parse(&request.into_inner().ticket).map_err(|e| of_wire(&e))?;
-        let reader = self.store.read(&key, ticket.version, &ticket.slice).await.map_err(of_store)?;
+        let ticket = request.into_inner().ticket;
+        if let Some(many) = ManyTicket::parse(&ticket) {
+            let (keys, ticket) = many.map_err(|e| of_wire(&e))?;
+            let many = Many::new(self.store.clone(), keys, ticket);
+            return Ok(Response::new(get::watched(&self.store, get_many::header(), many).boxed()));
+        }
+        let (key, ticket) = Wanted::parse(&ticket).map_err(|e| of_wire(&e))?;
+        let demands = Demands { version: ticket.version, kv_spec: ticket.kv_spec, exact: ticket.exact };
+        let snapshot = self.store.snapshot(&key, &demands).map_err(of_store)?;
+        let part = snapshot.part(ticket.part.as_deref()).map_err(of_store)?;
+        let reader = snapshot.read(part, &ticket.slice).await.map_err(of_store)?;
         Ok(Response::new(get::messages(&self.store, reader).boxed()))
     }
 

@@ -9,10 +9,13 @@ use sira_backend::Durability;
 use sira_wire::Key;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::client::Inner;
+use crate::client::{Inner, Tier};
 use crate::hot::HotPart;
-use crate::record::TensorRecord;
-use crate::write::{ChunkSink, INLINE_BYTES};
+use crate::namespaces::Promise;
+use crate::part::PartSpec;
+use crate::record::{Part, TensorRecord};
+use crate::sink::ChunkSink;
+use crate::write::INLINE_BYTES;
 use crate::{StoreError, upkeep};
 
 /// Bytes of one permit of the budget.
@@ -28,8 +31,17 @@ pub(crate) struct Behind {
 
 struct Waiting {
     record: TensorRecord,
-    part: Arc<HotPart>,
+    /// One for each part of the record.
+    parts: Vec<Arc<HotPart>>,
     _permit: OwnedSemaphorePermit,
+    /// Room in the tier where it will lie.
+    _promise: Option<Promise>,
+}
+
+impl Waiting {
+    fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.len()).sum()
+    }
 }
 
 impl Behind {
@@ -42,17 +54,22 @@ impl Behind {
         self.free.clone().try_acquire_many_owned(u32::try_from(bytes.div_ceil(UNIT)).ok()?).ok()
     }
 
-    pub fn insert(&self, record: TensorRecord, part: Arc<HotPart>, permit: OwnedSemaphorePermit) {
-        self.waiting.lock().insert(record.key.to_string(), Waiting { record, part, _permit: permit });
+    pub fn insert(&self, record: TensorRecord, parts: Vec<Arc<HotPart>>, permit: OwnedSemaphorePermit, promise: Option<Promise>) {
+        self.waiting.lock().insert(record.key.to_string(), Waiting { record, parts, _permit: permit, _promise: promise });
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.lock().is_empty()
     }
 
     pub fn record(&self, key: &Key) -> Option<TensorRecord> {
         self.waiting.lock().get(key.as_str()).map(|w| w.record.clone())
     }
 
-    /// The bytes of a waiting write.
-    pub fn part(&self, key: &Key, write_id: &str) -> Option<Arc<HotPart>> {
-        self.waiting.lock().get(key.as_str()).filter(|w| w.record.write_id == write_id).map(|w| w.part.clone())
+    /// The bytes of a waiting write, part by part.
+    pub fn parts(&self, key: &Key, write_id: &str) -> Option<Vec<Arc<HotPart>>> {
+        self.waiting.lock().get(key.as_str()).filter(|w| w.record.write_id == write_id).map(|w| w.parts.clone())
     }
 
     /// Forgets the waiting record of `key`; with `write_id`, only that one.
@@ -70,7 +87,7 @@ impl Behind {
 
     /// Bytes that wait.
     pub fn bytes(&self) -> u64 {
-        self.waiting.lock().values().map(|w| w.part.len()).sum()
+        self.waiting.lock().values().map(Waiting::bytes).sum()
     }
 
     /// Puts waiting records into a page of the catalog, which covers keys of `prefix` after `after` up to `end`.
@@ -100,37 +117,52 @@ pub(crate) async fn write_all(inner: &Arc<Inner>) -> Result<(), StoreError> {
 
 /// Writes the waiting record of `key` to its home. Whoever replaced it meanwhile wins.
 async fn write(inner: &Arc<Inner>, key: &Key) -> Result<(), StoreError> {
-    let Some((mut record, part)) = inner.behind.waiting.lock().get(key.as_str()).map(|w| (w.record.clone(), w.part.clone())) else {
-        return Ok(());
-    };
+    let waiting = inner.behind.waiting.lock().get(key.as_str()).map(|w| (w.record.clone(), w.parts.clone()));
+    let Some((mut record, parts)) = waiting else { return Ok(()) };
     let write_id = record.write_id.clone();
-    let data = record.data()?.clone();
-    let payload = part
-        .verified()
-        .map_err(|_| StoreError::Corrupt(format!("tensor {key} in memory, not written yet: its checksum does not match")))?;
-    let mut sink = None;
-    if data.spec.nbytes() <= INLINE_BYTES {
-        record.parts[0].inline = Some(payload.into_bytes().to_vec());
-    } else {
-        let chain = data.codec.as_ref().map_or_else(|| Ok(inner.options.codec.clone()), |text| text.parse())?;
-        let home = inner.place(key, &data.spec, record.consistency)?;
-        let chunks = ChunkSink::begin(inner, home, key, &write_id, &data.spec, chain, Durability::Logged)?;
-        let stored = chunks.store_all(payload.pieces()).await;
-        if stored.is_err() {
+    let specs: Vec<PartSpec> = record.parts.iter().map(Part::declared).collect();
+    let home = inner.place(key, &specs, record.nbytes(), record.consistency)?;
+    let chunked = record.nbytes() > INLINE_BYTES;
+    if chunked {
+        ChunkSink::announce(inner, &home, key, &write_id)?;
+    }
+    if let Err(error) = store_parts(inner, &home, &mut record, &parts).await {
+        if chunked {
             // It is tried again from the start, unless it is deleted meanwhile.
-            upkeep::sweep(inner, &chunks.home, &write_id).await?;
+            upkeep::sweep(inner, &home, &write_id).await?;
         }
-        record.parts[0].copies = vec![stored?];
-        sink = Some(chunks);
+        return Err(error);
     }
     let turn = inner.lock(key).await;
     if inner.behind.record(key).is_some_and(|waiting| waiting.write_id == write_id) {
         inner.append(&mut record, Durability::Logged).await?;
-        inner.hot.insert(&write_id, part);
+        let hot = inner.hot(&inner.namespaces.of(key.namespace()));
+        for (index, part) in parts.into_iter().enumerate().filter(|(_, part)| part.len() > 0) {
+            hot.insert(&write_id, index, part);
+        }
         inner.behind.remove(key, Some(&write_id));
-    } else if let Some(sink) = sink {
+    } else if chunked {
         drop(turn);
-        upkeep::sweep(inner, &sink.home, &write_id).await?;
+        upkeep::sweep(inner, &home, &write_id).await?;
+    }
+    Ok(())
+}
+
+/// Stores the parts of a record: all inside it where they are small together, otherwise chunk by chunk.
+async fn store_parts(inner: &Arc<Inner>, home: &Arc<Tier>, record: &mut TensorRecord, parts: &[Arc<HotPart>]) -> Result<(), StoreError> {
+    let (key, write_id, inline) = (record.key.clone(), record.write_id.clone(), record.nbytes() <= INLINE_BYTES);
+    let namespace = inner.namespaces.of(key.namespace());
+    for (index, (part, memory)) in record.parts.iter_mut().zip(parts).enumerate() {
+        let payload = memory
+            .verified()
+            .map_err(|_| StoreError::Corrupt(format!("tensor {key} in memory, not written yet: its checksum does not match")))?;
+        if inline {
+            part.inline = Some(payload.into_bytes().to_vec());
+        } else {
+            let chain = inner.chain(&namespace, &home.name, part.codec.as_deref())?;
+            let sink = ChunkSink::new(inner, home.clone(), &write_id, index, &part.spec, chain, Durability::Logged)?;
+            part.copies = vec![sink.store_all(payload.pieces()).await?];
+        }
     }
     Ok(())
 }

@@ -9,8 +9,10 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use sira_backend::{BackendError, HealthStatus, Payload, StorageBackend, Survives};
 use sira_codec::Chain;
-use sira_tensor::{TensorSpec, region};
-use sira_wire::{Condition, Consistency, Entry, Key, PutAnswer};
+use sira_tensor::TensorSpec;
+use sira_wire::many::DATA;
+use sira_wire::namespace::{Policy, RouteStep};
+use sira_wire::{Condition, Consistency, Entry, Key, PARTS, PartEntry, PutAnswer};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
@@ -18,12 +20,16 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::behind::Behind;
 use crate::catalog::{Catalog, OrderedKv};
 use crate::hot::HotTier;
+use crate::kvspecs::KvSpecs;
 use crate::ledger::Ledger;
+use crate::namespaces::{Namespace, Namespaces};
+use crate::part::PartSpec;
 use crate::pins::Pins;
 use crate::read::Reader;
-use crate::record::TensorRecord;
-use crate::router::{Router, RoutingStrategy};
+use crate::record::{Part, TensorRecord};
+use crate::router::{PlacementRequest, Router, RoutingStrategy};
 use crate::seams::Seams;
+use crate::snapshot::{Demands, Snapshot};
 use crate::stats::{BackendStats, Counters, StoreStats};
 use crate::write::Writer;
 use crate::{StoreError, upkeep};
@@ -94,7 +100,7 @@ impl Default for StoreOptions {
 /// What a write may say.
 #[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
-    /// Codec chain of lower tiers.
+    /// Codec chain of lower tiers, for parts that do not say.
     pub codec: Option<String>,
     /// Seconds to live.
     pub ttl: Option<u64>,
@@ -102,6 +108,8 @@ pub struct WriteOptions {
     pub consistency: Option<Consistency>,
     /// What must hold of the key.
     pub condition: Option<Condition>,
+    /// Hash of a registered kv spec that the parts must follow.
+    pub kv_spec: Option<String>,
     /// Bytes of memory the caller needs besides, for as long as the put runs: reserved together with the writer's own.
     pub scratch: u64,
 }
@@ -117,7 +125,10 @@ pub(crate) struct Inner {
     pub seams: Seams,
     pub catalog: Catalog,
     pub ledger: Ledger,
-    pub hot: HotTier,
+    /// Memory of all namespaces that have none of their own.
+    pub shared: Arc<HotTier>,
+    pub namespaces: Namespaces,
+    pub kv_specs: KvSpecs,
     pub pins: Pins,
     pub behind: Behind,
     pub counters: Counters,
@@ -180,8 +191,10 @@ impl StorageClient {
     pub fn new(options: StoreOptions, seams: Seams, catalog: Arc<dyn OrderedKv>) -> Result<StorageClient, StoreError> {
         let ledger = Ledger::new(options.memory_limit, options.patience);
         let inner = Inner {
-            catalog: Catalog::open(catalog, seams.clone())?,
-            hot: HotTier::new(options.hot_limit, ledger.clone()),
+            catalog: Catalog::open(catalog, seams.clone(), presences(options.memory_limit))?,
+            shared: Arc::new(HotTier::new(options.hot_limit, ledger.clone())),
+            namespaces: Namespaces::new(ledger.clone(), &options.record_backend),
+            kv_specs: KvSpecs::new(),
             behind: Behind::new(options.memory_limit / 4),
             router: RwLock::new(Router::new(&options.default_backend)),
             pins: Pins::default(),
@@ -233,7 +246,16 @@ impl StorageClient {
     /// Begins a put of `spec` under `key`. Conditions that already fail are answered here; nothing is visible before
     /// [`Writer::commit`].
     pub async fn begin(&self, key: Key, spec: TensorSpec, options: WriteOptions) -> Result<Writer, StoreError> {
-        Writer::begin(self.inner.clone(), key, spec, options).await
+        let part = PartSpec { name: DATA.into(), spec, codec: options.codec.clone() };
+        self.begin_parts(key, vec![part], options).await
+    }
+
+    /// Begins a put of several parts, which become visible together. Their bytes come one after another.
+    pub async fn begin_parts(&self, key: Key, mut parts: Vec<PartSpec>, options: WriteOptions) -> Result<Writer, StoreError> {
+        for part in parts.iter_mut().filter(|part| part.codec.is_none()) {
+            part.codec.clone_from(&options.codec);
+        }
+        Writer::begin(self.inner.clone(), key, parts, options).await
     }
 
     /// Stores a tensor whose bytes are at hand.
@@ -245,21 +267,15 @@ impl StorageClient {
         writer.commit().await
     }
 
-    /// Reads `key`, or a box of it. With `version`, any other version is refused.
+    /// Holds the present version of `key` still, to read of it; fails where it is not what is demanded.
+    pub fn snapshot(&self, key: &Key, demands: &Demands) -> Result<Snapshot, StoreError> {
+        Snapshot::open(&self.inner, key, demands)
+    }
+
+    /// Reads the only part of `key`, or a box of it. With `version`, any other version is refused.
     pub async fn read(&self, key: &Key, version: Option<u64>, slice: &BTreeMap<String, [u64; 2]>) -> Result<Reader, StoreError> {
-        let (record, pin, memory) = loop {
-            let (record, pin) = self.inner.pinned(key)?;
-            let memory = self.inner.behind.part(&record.key, &record.write_id).or_else(|| self.inner.hot.get(&record.write_id));
-            // Written behind since it was looked up: its record now says where it lies.
-            if memory.is_some() || !record.waits() {
-                break (record, pin, memory);
-            }
-        };
-        if version.is_some_and(|wanted| wanted != record.version) {
-            return Err(StoreError::Stale(format!("{key} has version {}, not the one asked for; ask again", record.version)));
-        }
-        let wanted = region(&record.data()?.spec, slice.iter().map(|(name, range)| (name.as_str(), *range)))?;
-        Reader::open(self.inner.clone(), record, pin, memory, wanted).await
+        let snapshot = self.snapshot(key, &Demands { version, ..Demands::default() })?;
+        snapshot.read(snapshot.part(None)?, slice).await
     }
 
     /// The whole of `key`: what it is, and its bytes.
@@ -278,20 +294,21 @@ impl StorageClient {
         self.inner.entry(&record)
     }
 
-    /// The version of `key`, if it exists.
-    pub fn exists(&self, key: &Key) -> Result<Option<u64>, StoreError> {
-        Ok(self.inner.alive(key)?.map(|record| record.version))
+    /// The version of `key`, if it exists and follows the kv spec that is demanded.
+    pub fn exists(&self, key: &Key, kv_spec: Option<&str>) -> Result<Option<u64>, StoreError> {
+        let found = self.inner.alive(key)?.filter(|record| kv_spec.is_none_or(|wanted| record.kv_spec.as_deref() == Some(wanted)));
+        Ok(found.map(|record| record.version))
     }
 
-    /// What is declared of `key`.
-    pub fn spec(&self, key: &Key) -> Result<TensorSpec, StoreError> {
+    /// What is declared of the part of `key` that is named; without a name, of the only one.
+    pub fn spec(&self, key: &Key, part: Option<&str>) -> Result<TensorSpec, StoreError> {
         let record = self.inner.alive(key)?.ok_or_else(|| not_found(key))?;
-        Ok(record.data()?.spec.clone())
+        Ok(record.parts[record.part(part)?].spec.clone())
     }
 
     /// Removes `key`; false where there was none. With `version`, only that one.
     pub async fn delete(&self, key: &Key, version: Option<u64>) -> Result<bool, StoreError> {
-        self.inner.delete(key, version).await
+        self.inner.delete(key, version, true).await
     }
 
     /// Up to `limit` keys that start with `prefix` and come after `after`, in byte order, and the `after` of the next page.
@@ -328,7 +345,7 @@ impl StorageClient {
         for tier in inner.all_tiers() {
             backends.insert(tier.name.clone(), BackendStats::of(tier.backend.stats().await));
         }
-        inner.counters.snapshot(&inner.ledger, &inner.hot, inner.behind.bytes(), backends)
+        inner.counters.snapshot(&inner.ledger, &inner.all_memory(), inner.behind.bytes(), backends)
     }
 
     /// The health of each backend.
@@ -390,12 +407,40 @@ impl Inner {
         self.tier(&self.options.record_backend)
     }
 
-    pub fn place(&self, key: &Key, spec: &TensorSpec, consistency: Consistency) -> Result<Arc<Tier>, StoreError> {
-        self.tier(&self.router.read().select_backend(&crate::router::PlacementRequest { key, spec, consistency }))
+    /// The home of a put of these parts.
+    pub fn place(&self, key: &Key, parts: &[PartSpec], nbytes: u64, consistency: Consistency) -> Result<Arc<Tier>, StoreError> {
+        let first = parts.first().ok_or_else(|| StoreError::Internal("a put without parts".into()))?;
+        self.tier(&self.router.read().select_backend(&PlacementRequest { key, spec: &first.spec, nbytes, consistency }))
+    }
+
+    /// Each routing strategy and its answer; the last one decides.
+    pub fn explain(&self, request: &PlacementRequest<'_>) -> Vec<RouteStep> {
+        self.router.read().explain(request)
     }
 
     pub async fn reserve(&self, bytes: u64) -> Result<crate::ledger::Reservation, StoreError> {
-        self.ledger.reserve(bytes, |bytes| self.hot.evict(bytes)).await
+        self.ledger.reserve(bytes, |bytes| self.evict(bytes)).await
+    }
+
+    /// Evicts at least `bytes` from memory, or all: first what namespaces share.
+    pub fn evict(&self, bytes: u64) {
+        let before = self.shared.bytes();
+        self.shared.evict(bytes);
+        let freed = before.saturating_sub(self.shared.bytes());
+        if freed < bytes {
+            self.namespaces.evict(bytes - freed);
+        }
+    }
+
+    /// The part of memory that holds the tensors of a namespace.
+    pub fn hot(&self, namespace: &Namespace) -> Arc<HotTier> {
+        namespace.hot().unwrap_or_else(|| self.shared.clone())
+    }
+
+    /// Every part of memory.
+    pub fn all_memory(&self) -> Vec<Arc<HotTier>> {
+        let own = self.namespaces.all().into_iter().filter_map(|namespace| namespace.hot());
+        std::iter::once(self.shared.clone()).chain(own).collect()
     }
 
     /// Whoever commits a record of `key` holds this.
@@ -429,40 +474,78 @@ impl Inner {
     }
 
     pub fn entry(&self, record: &TensorRecord) -> Result<Entry, StoreError> {
-        let part = record.data()?;
-        let home = part.copies.first();
+        let home = record.parts.iter().find_map(|part| part.copies.first());
         let waiting = record.waits();
         let backend = match home {
             Some(copy) => copy.backend.clone(),
             None if waiting => "memory".to_string(),
             None => self.options.record_backend.clone(),
         };
+        let hot = self.namespaces.find(record.key.namespace()).map_or_else(|| self.shared.clone(), |namespace| self.hot(&namespace));
         let mut tiers = Vec::new();
-        if waiting || self.hot.holds(&record.write_id) {
+        if waiting || (0..record.parts.len()).all(|index| hot.holds(&record.write_id, index)) {
             tiers.push("memory".to_string());
         }
         if !waiting && !tiers.contains(&backend) {
             tiers.push(backend.clone());
         }
-        let spec = &part.spec;
+        let mut parts: Vec<PartEntry> = record.parts.iter().map(part_entry).collect();
+        let stored_bytes = parts.iter().map(|part| part.stored_bytes).sum();
+        let nbytes = record.nbytes();
+        let one = match &parts[..] {
+            [only] if only.name == DATA => parts.pop(),
+            _ => None,
+        };
+        let codec = home.map_or(Chain::NONE, |copy| copy.chains.last().map_or(Chain::NONE, String::as_str)).to_owned();
+        let (dtype, shape, axes, attributes) = one.map_or_else(
+            || (PARTS.to_owned(), Vec::new(), Vec::new(), BTreeMap::new()),
+            |part| (part.dtype, part.shape, part.axes, part.attributes),
+        );
         Ok(Entry {
             key: record.key.to_string(),
             version: record.version,
             generation: record.generation,
-            dtype: spec.dtype().name().to_string(),
-            shape: spec.shape().to_vec(),
-            axes: spec.axes().to_vec(),
-            nbytes: spec.nbytes(),
-            stored_bytes: home.map_or(spec.nbytes(), |copy| copy.stored_bytes()),
+            dtype,
+            shape,
+            axes,
+            nbytes,
+            stored_bytes,
             backend,
             tiers,
-            codec: home.and_then(|copy| copy.chains.last().cloned()).unwrap_or_else(|| Chain::NONE.to_string()),
+            codec,
             consistency: record.consistency,
             created_ms: record.created_ms,
             expires_ms: record.expires_ms,
-            attributes: spec.attributes().clone(),
-            kv_spec: None,
-            parts: Vec::new(),
+            attributes,
+            kv_spec: record.kv_spec.clone(),
+            parts,
         })
     }
+}
+
+fn part_entry(part: &Part) -> PartEntry {
+    let home = part.copies.first();
+    PartEntry {
+        name: part.name.clone(),
+        dtype: part.spec.dtype().name().to_string(),
+        shape: part.spec.shape().to_vec(),
+        axes: part.spec.axes().to_vec(),
+        nbytes: part.spec.nbytes(),
+        stored_bytes: home.map_or(part.spec.nbytes(), |copy| copy.stored_bytes()),
+        codec: home.and_then(|copy| copy.chains.last().cloned()).unwrap_or_else(|| Chain::NONE.to_string()),
+        attributes: part.spec.attributes().clone(),
+    }
+}
+
+/// Refuses changes where a namespace is read-only.
+pub(crate) fn writable(key: &Key, policy: &Policy) -> Result<(), StoreError> {
+    match policy.read_only {
+        true => Err(StoreError::ReadOnly(format!("{key}: namespace {} is read-only", key.namespace()))),
+        false => Ok(()),
+    }
+}
+
+/// Keys whose presence is remembered: two percent of the memory, at most 20 MiB.
+fn presences(memory_limit: u64) -> usize {
+    (memory_limit / 4096).clamp(1024, 1 << 18) as usize
 }

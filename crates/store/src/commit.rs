@@ -9,6 +9,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::catalog::Garbage;
 use crate::client::{Inner, Tier};
 use crate::hot::HotPart;
+use crate::namespaces::{Promise, count};
 use crate::record::TensorRecord;
 use crate::{StoreError, upkeep};
 
@@ -47,13 +48,14 @@ impl Inner {
     pub async fn commit_behind(
         self: &Arc<Self>,
         commit: &mut Commit,
-        part: Arc<HotPart>,
+        parts: Vec<Arc<HotPart>>,
         permit: OwnedSemaphorePermit,
+        promise: Option<Promise>,
     ) -> Result<bool, StoreError> {
         let key = commit.record.key.clone();
         let _turn = self.lock(&key).await;
         let created = self.number(commit)?;
-        self.behind.insert(commit.record.clone(), part, permit);
+        self.behind.insert(commit.record.clone(), parts, permit, promise);
         self.nudge.notify_one();
         Ok(created)
     }
@@ -68,8 +70,13 @@ impl Inner {
         Ok(alive.is_none())
     }
 
-    /// Removes `key`; false where there was none. A caller that goes away does not stop it half-way.
-    pub async fn delete(self: &Arc<Self>, key: &Key, version: Option<u64>) -> Result<bool, StoreError> {
+    /// Removes `key`; false where there was none. A caller that goes away does not stop it half-way. `asked`: a client asked for it, which the
+    /// namespace must allow.
+    pub async fn delete(self: &Arc<Self>, key: &Key, version: Option<u64>, asked: bool) -> Result<bool, StoreError> {
+        let namespace = self.namespaces.find(key.namespace());
+        if let Some(namespace) = namespace.filter(|_| asked) {
+            crate::client::writable(key, &namespace.policy())?;
+        }
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let (inner, key) = (self.clone(), key.clone());
         self.seams.spawner.spawn(Box::pin(async move { drop(sender.send(inner.delete_now(&key, version).await)) }));
@@ -82,7 +89,10 @@ impl Inner {
         check(key, Some(&current), version.map(Condition::Version))?;
         self.bury(current).await?;
         drop(turn);
-        self.counters.deletes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        count(&self.counters.deletes, 1);
+        if let Some(namespace) = self.namespaces.find(key.namespace()) {
+            count(&namespace.counters.deletes, 1);
+        }
         Ok(true)
     }
 
@@ -98,13 +108,15 @@ impl Inner {
                 expires_ms: None,
                 write_id: self.seams.write_id(),
                 parts: Vec::new(),
+                kv_spec: None,
                 ..current.clone()
             };
-            match (self.append(&mut tombstone, crate::write::durability(current.consistency)).await, &stored) {
+            match (self.append(&mut tombstone, crate::sink::durability(current.consistency)).await, &stored) {
                 // No room even for a tombstone: without one, so that deleting makes room.
                 (Err(error), Some(stored)) if error.code() == Code::OutOfSpace => {
                     self.catalog.forget(stored, &Garbage::of(stored, None))?;
-                    self.hot.remove(&stored.write_id);
+                    self.namespaces.replaced(Some(stored), None);
+                    self.forget_memory(stored);
                 }
                 (result, _) => result?,
             }
@@ -124,7 +136,8 @@ impl Inner {
         let tier = self.record_tier()?;
         // What this record replaces: the one in the index, and any that this node had not heard of, of a commit that was cut off or of
         // another node. All of it becomes garbage in the step that makes this record the latest, and not before.
-        let mut replaced: Vec<TensorRecord> = self.catalog.record(&record.key)?.into_iter().collect();
+        let indexed = self.catalog.record(&record.key)?;
+        let mut replaced: Vec<TensorRecord> = indexed.iter().cloned().collect();
         let mut collected = false;
         loop {
             record.generation = replaced.last().map_or(0, |last| last.generation) + 1;
@@ -146,8 +159,9 @@ impl Inner {
             drop(tier.backend.delete(&record.name()).await);
             return Err(error);
         }
+        self.namespaces.replaced(indexed.as_ref(), Some(record));
         for old in &replaced {
-            self.hot.remove(&old.write_id);
+            self.forget_memory(old);
             self.nudge.notify_one();
         }
         Ok(())
@@ -156,6 +170,14 @@ impl Inner {
     /// Takes a record found in the record backend into the index.
     pub async fn adopt(&self, record: &TensorRecord, replaced: Option<TensorRecord>) -> Result<(), StoreError> {
         self.index(record, &Vec::from_iter(replaced), Durability::Logged).await
+    }
+
+    /// Drops a record's parts from memory.
+    fn forget_memory(&self, record: &TensorRecord) {
+        let hot = self.namespaces.find(record.key.namespace()).map_or_else(|| self.shared.clone(), |namespace| self.hot(&namespace));
+        for index in 0..record.parts.len() {
+            hot.remove(&record.write_id, index);
+        }
     }
 
     async fn index(&self, record: &TensorRecord, replaced: &[TensorRecord], durability: Durability) -> Result<(), StoreError> {

@@ -53,6 +53,15 @@ pub enum StoreError {
         #[source]
         source: BackendError,
     },
+    /// The key has several parts, and one was asked for without saying which.
+    #[error("{0}")]
+    HasParts(String),
+    /// No such kv spec is registered.
+    #[error("{0}")]
+    UnknownKvSpec(String),
+    /// The namespace is read-only.
+    #[error("{0}")]
+    ReadOnly(String),
     /// The configuration cannot work.
     #[error("{0}")]
     Config(String),
@@ -77,6 +86,9 @@ impl StoreError {
             StoreError::Corrupt(_) => Code::Corrupt,
             StoreError::Unsupported(_) => Code::Unsupported,
             StoreError::Codec(_) => Code::UnknownCodec,
+            StoreError::HasParts(_) => Code::HasParts,
+            StoreError::UnknownKvSpec(_) => Code::UnknownKvSpec,
+            StoreError::ReadOnly(_) => Code::ReadOnly,
             StoreError::ShuttingDown => Code::ShuttingDown,
             StoreError::Backend { source: BackendError::OutOfSpace(_), .. } => Code::OutOfSpace,
             StoreError::Backend { source: BackendError::Corrupt(_), .. } => Code::Corrupt,

@@ -1,6 +1,7 @@
 //! The hot tier: raw parts in memory, as they go out on the wire.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use quick_cache::sync::{Cache, DefaultLifecycle};
@@ -20,13 +21,34 @@ pub struct HotPart {
     /// XXH3-64 of each piece, taken when it came in.
     checksums: Vec<u64>,
     _reservation: Reservation,
+    _counted: Option<Counted>,
+}
+
+/// Counts the bytes of a part for its namespace, for as long as it is in memory.
+#[derive(Debug)]
+struct Counted {
+    total: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl HotPart {
     /// Takes the checksums of `payload`, whose memory is `reservation`.
     pub fn new(payload: Payload, reservation: Reservation) -> HotPart {
         let checksums = payload.pieces().iter().map(|piece| xxh3_64(piece)).collect();
-        HotPart { payload, checksums, _reservation: reservation }
+        HotPart { payload, checksums, _reservation: reservation, _counted: None }
+    }
+
+    /// Counts its bytes in `total` while it lives.
+    pub fn counted(self, total: &Arc<AtomicU64>) -> HotPart {
+        let bytes = self.len();
+        total.fetch_add(bytes, Ordering::Relaxed);
+        HotPart { _counted: Some(Counted { total: total.clone(), bytes }), ..self }
     }
 
     /// Bytes of the part.
@@ -53,15 +75,28 @@ pub struct Damaged;
 #[derive(Clone)]
 struct Bytes;
 
-impl Weighter<String, Arc<HotPart>> for Bytes {
-    fn weight(&self, _: &String, part: &Arc<HotPart>) -> u64 {
+impl Weighter<PartId, Arc<HotPart>> for Bytes {
+    fn weight(&self, _: &PartId, part: &Arc<HotPart>) -> u64 {
         part.len().max(1)
+    }
+}
+
+/// A part: the id of the write that made it, and its index.
+type PartId = (String, usize);
+
+/// Looks a part up without copying the id.
+#[derive(Hash, PartialEq, Eq)]
+struct Looked<'a>(&'a str, usize);
+
+impl quick_cache::Equivalent<PartId> for Looked<'_> {
+    fn equivalent(&self, id: &PartId) -> bool {
+        self.0 == id.0 && self.1 == id.1
     }
 }
 
 /// Parts by the id of the write that made them; eviction is S3-FIFO's relative in `quick_cache`.
 pub struct HotTier {
-    cache: Cache<String, Arc<HotPart>, Bytes, Xxh3DefaultBuilder>,
+    cache: Cache<PartId, Arc<HotPart>, Bytes, Xxh3DefaultBuilder>,
     limit: u64,
     ledger: Ledger,
     /// Shrinking and restoring the capacity is how this cache is asked to evict: one at a time.
@@ -106,23 +141,23 @@ impl HotTier {
     }
 
     /// Keeps a part.
-    pub fn insert(&self, write_id: &str, part: Arc<HotPart>) {
-        self.cache.insert(write_id.to_string(), part);
+    pub fn insert(&self, write_id: &str, index: usize, part: Arc<HotPart>) {
+        self.cache.insert((write_id.to_string(), index), part);
     }
 
     /// The part, if it is here.
-    pub fn get(&self, write_id: &str) -> Option<Arc<HotPart>> {
-        self.cache.get(write_id)
+    pub fn get(&self, write_id: &str, index: usize) -> Option<Arc<HotPart>> {
+        self.cache.get(&Looked(write_id, index))
     }
 
     /// Whether the part is here; does not count as a use.
-    pub fn holds(&self, write_id: &str) -> bool {
-        self.cache.contains_key(write_id)
+    pub fn holds(&self, write_id: &str, index: usize) -> bool {
+        self.cache.contains_key(&Looked(write_id, index))
     }
 
     /// Forgets the part.
-    pub fn remove(&self, write_id: &str) {
-        self.cache.remove(write_id);
+    pub fn remove(&self, write_id: &str, index: usize) {
+        self.cache.remove(&Looked(write_id, index));
     }
 
     /// Evicts at least `bytes`, or all. Memory that readers still hold comes back when they are done.
@@ -145,9 +180,9 @@ impl HotTier {
     /// Parts here whose bytes are no longer those that came in: they are dropped, and named.
     pub fn scrub(&self) -> Vec<String> {
         let parts: Vec<_> = self.cache.iter().collect();
-        let bad: Vec<String> = parts.into_iter().filter(|(_, part)| part.verified().is_err()).map(|(id, _)| id).collect();
-        bad.iter().for_each(|id| self.remove(id));
-        bad
+        let bad: Vec<PartId> = parts.into_iter().filter(|(_, part)| part.verified().is_err()).map(|(id, _)| id).collect();
+        bad.iter().for_each(|(write_id, index)| self.remove(write_id, *index));
+        bad.into_iter().map(|(write_id, _)| write_id).collect()
     }
 }
 
@@ -159,7 +194,7 @@ mod tests {
 
     fn part(tier: &HotTier, id: &str, bytes: u64) -> bool {
         let Some(reservation) = tier.admit(bytes) else { return false };
-        tier.insert(id, Arc::new(HotPart::new(vec![7u8; bytes as usize].into(), reservation)));
+        tier.insert(id, 0, Arc::new(HotPart::new(vec![7u8; bytes as usize].into(), reservation)));
         true
     }
 

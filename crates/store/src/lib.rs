@@ -16,23 +16,32 @@ mod generated {
     pub mod record;
 }
 mod hot;
+mod kvspecs;
 pub mod ledger;
+mod many;
 mod migrate;
+mod namespaces;
+mod part;
 mod pins;
+mod policies;
 mod read;
 mod record;
 mod recover;
 mod router;
 mod seams;
+mod sink;
+mod snapshot;
 mod stats;
 mod upkeep;
 mod write;
 
 pub use client::{StorageClient, StoreOptions, WriteOptions};
 pub use error::StoreError;
+pub use part::PartSpec;
 pub use read::Reader;
 pub use router::{PlacementRequest, Router, RoutingStrategy, Rule};
 pub use seams::{Clock, Seams, Spawner};
+pub use snapshot::{Demands, Snapshot};
 pub use stats::{BackendStats, MemoryStats, OperationStats, StoreStats};
 pub use upkeep::ScrubReport;
 pub use write::Writer;

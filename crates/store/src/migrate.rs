@@ -9,8 +9,8 @@ use crate::StoreError;
 use crate::client::{Inner, needs};
 use crate::read::ChunkSource;
 use crate::record::{TensorRecord, chunk_name};
+use crate::sink::ChunkSink;
 use crate::upkeep;
-use crate::write::ChunkSink;
 
 /// Keys looked at in one go.
 const PAGE: usize = 1000;
@@ -43,17 +43,21 @@ async fn move_one(inner: &Arc<Inner>, record: &TensorRecord, source: &str, targe
     }
     let write_id = inner.seams.write_id();
     let mut next = TensorRecord { write_id: write_id.clone(), ..record.clone() };
-    let spec = record.data()?.spec.clone();
-    let sink = ChunkSink::begin(inner, home, &record.key, &write_id, &spec, inner.options.codec.clone(), Durability::Durable)?;
+    let record = Arc::new(record.clone());
+    ChunkSink::announce(inner, &home, &record.key, &write_id)?;
     let copied = async {
-        for copy in next.parts.iter_mut().flat_map(|part| &mut part.copies).filter(|copy| copy.backend == source) {
-            let chunks = ChunkSource::new(inner, record, copy.clone())?;
-            for cell in 0..chunks.grid.cells() {
-                let _memory = inner.reserve(copy.chunks[cell as usize].stored_bytes).await?;
-                sink.put(&chunk_name(&write_id, 0, cell), chunks.fetch(cell).await?).await?;
+        for (index, part) in next.parts.iter_mut().enumerate() {
+            for copy in part.copies.iter_mut().filter(|copy| copy.backend == source) {
+                let chunks = ChunkSource::new(inner, &record, index, copy.clone())?;
+                let chain = inner.options.codec.clone();
+                let sink = ChunkSink::new(inner, home.clone(), &write_id, index, &part.spec, chain, Durability::Durable)?;
+                for cell in 0..chunks.grid.cells() {
+                    let _memory = inner.reserve(copy.chunks[cell as usize].stored_bytes).await?;
+                    sink.put(&chunk_name(&write_id, index, cell), chunks.fetch(cell).await?).await?;
+                }
+                copy.backend = target.to_string();
+                copy.write_id.clone_from(&write_id);
             }
-            copy.backend = target.to_string();
-            copy.write_id.clone_from(&write_id);
         }
         let _turn = inner.lock(&record.key).await;
         let unchanged = inner.current(&record.key)?.is_some_and(|now| now.write_id == record.write_id);
@@ -64,7 +68,7 @@ async fn move_one(inner: &Arc<Inner>, record: &TensorRecord, source: &str, targe
     }
     .await;
     if !matches!(copied, Ok(true)) {
-        upkeep::sweep(inner, &sink.home, &write_id).await?;
+        upkeep::sweep(inner, &home, &write_id).await?;
     }
     copied
 }

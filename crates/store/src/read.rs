@@ -16,9 +16,12 @@ use crate::StoreError;
 use crate::client::{Inner, Tier};
 use crate::hot::{Damaged, HotPart};
 use crate::ledger::Reservation;
+use crate::namespaces::count;
 use crate::pins::Pin;
 use crate::record::{PartCopy, TensorRecord, chunk_name};
-use crate::write::{INLINE_BYTES, origin_and_shape};
+use crate::sink::origin_and_shape;
+use crate::snapshot::Place;
+use crate::write::INLINE_BYTES;
 
 /// Bytes of a piece gathered from memory for a box that is not whole.
 const PIECE: u64 = 2 << 20;
@@ -32,23 +35,17 @@ pub struct Reader {
     version: u64,
     pieces: BoxStream<'static, Result<Bytes, StoreError>>,
     missing: u64,
-    inner: Arc<Inner>,
+    place: Place,
     /// Pieces to keep in the hot tier when all have come.
-    keep: Option<(String, Payload, Reservation)>,
-    _pin: Pin,
+    keep: Option<(Payload, Reservation)>,
+    _pin: Arc<Pin>,
     _working: Reservation,
 }
 
 impl Reader {
     /// `memory`: the part, where it lies in memory.
-    pub(crate) async fn open(
-        inner: Arc<Inner>,
-        record: TensorRecord,
-        pin: Pin,
-        memory: Option<Arc<HotPart>>,
-        wanted: Region,
-    ) -> Result<Reader, StoreError> {
-        let part = record.data()?.clone();
+    pub(crate) async fn open(place: Place, pin: Arc<Pin>, memory: Option<Arc<HotPart>>, wanted: Region) -> Result<Reader, StoreError> {
+        let (inner, part, version) = (place.inner.clone(), place.part().clone(), place.record.version);
         let (_, extents) = origin_and_shape(&wanted);
         let whole = extents == part.spec.shape();
         let spec = TensorSpec::new(part.spec.dtype(), extents)?
@@ -56,35 +53,35 @@ impl Reader {
             .with_attributes(part.spec.attributes().clone())?;
         // What goes onto the wire is copied into a message, and two are under way.
         let wire = 2 * spec.nbytes().min(4 << 20);
-        let counters = &inner.counters;
-        if memory.is_some() { &counters.hits } else { &counters.misses }.fetch_add(1, Ordering::Relaxed);
+        count(if memory.is_some() { &inner.counters.hits } else { &inner.counters.misses }, 1);
+        if let Some(namespace) = &place.namespace {
+            count(&namespace.counters.gets, 1);
+            count(&namespace.counters.hits, u64::from(memory.is_some()));
+        }
         let (pieces, working, keep) = if let Some(hot) = memory {
-            (from_memory(&inner, &record, hot, wanted, whole)?, inner.reserve(wire).await?, None)
+            (from_memory(&place, hot, wanted, whole)?, inner.reserve(wire).await?, None)
         } else if part.inline.is_some() {
             let working = inner.reserve(wire + INLINE_BYTES).await?;
-            let bytes = inline(&inner, &record).await?;
-            let reservation = inner.hot.admit(part.spec.nbytes()).filter(|_| !bytes.is_empty());
+            let bytes = inline(&inner, &place.record, place.index).await.map_err(|error| place.damaged(error))?;
+            let reservation = place.hot.admit(part.spec.nbytes()).filter(|_| !bytes.is_empty());
             let keep = reservation.is_some();
-            let hot = Arc::new(HotPart::new(bytes.into(), reservation.unwrap_or_default()));
+            let hot = place.counted(HotPart::new(bytes.into(), reservation.unwrap_or_default()), keep);
             if keep {
-                inner.hot.insert(&record.write_id, hot.clone());
+                place.hot.insert(&place.record.write_id, place.index, hot.clone());
             }
-            (from_memory(&inner, &record, hot, wanted, whole)?, working, None)
+            (from_memory(&place, hot, wanted, whole)?, working, None)
         } else {
-            let copy = part.copies.first().cloned();
-            let copy = copy.ok_or_else(|| StoreError::Corrupt(format!("tensor {}: its record names no copy", record.key)))?;
-            let source = ChunkSource::new(&inner, &record, copy)?;
+            let source = ChunkSource::first(&inner, &place.record, place.index)?;
             let chunk = source.grid.region_bytes(&source.grid.cell(0));
             let slab = source.grid.slab_bytes().min(spec.nbytes());
             let working = inner.reserve(wire + WIDTH as u64 * (slab + 2 * WIDTH as u64 * chunk)).await?;
-            let keep = (whole && inner.hot.takes(part.spec.nbytes()))
-                .then(|| (record.write_id.clone(), Payload::default(), Reservation::default()));
+            let keep = (whole && place.hot.takes(part.spec.nbytes())).then(Default::default);
             // A packed part is cut as flat bytes, and always read whole.
             let wanted = if whole { source.grid.shape().iter().map(|&extent| 0..extent).collect() } else { wanted };
             (source.stream(wanted), working, keep)
         };
         inner.counters.gets.fetch_add(1, Ordering::Relaxed);
-        Ok(Reader { missing: spec.nbytes(), spec, version: record.version, pieces, inner, keep, _pin: pin, _working: working })
+        Ok(Reader { missing: spec.nbytes(), spec, version, pieces, place, keep, _pin: pin, _working: working })
     }
 
     /// What is being read: the dtype of the tensor, and the shape of the box.
@@ -99,7 +96,7 @@ impl Reader {
 
     /// The next bytes, row-major; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
-        let Some(piece) = self.pieces.try_next().await? else {
+        let Some(piece) = self.pieces.try_next().await.map_err(|error| self.place.damaged(error))? else {
             return match self.missing {
                 0 => Ok(None),
                 missing => Err(StoreError::Internal(format!("a read ended {missing} bytes early"))),
@@ -109,9 +106,12 @@ impl Reader {
             .missing
             .checked_sub(piece.len() as u64)
             .ok_or_else(|| StoreError::Internal("a read gave more bytes than its box has".into()))?;
-        self.inner.counters.get_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
-        if let Some((_, payload, reservation)) = &mut self.keep {
-            match self.inner.hot.admit(piece.len() as u64) {
+        count(&self.place.inner.counters.get_bytes, piece.len() as u64);
+        if let Some(namespace) = &self.place.namespace {
+            count(&namespace.counters.get_bytes, piece.len() as u64);
+        }
+        if let Some((payload, reservation)) = &mut self.keep {
+            match self.place.hot.admit(piece.len() as u64) {
                 Some(more) => {
                     reservation.absorb(more);
                     payload.push(piece.clone());
@@ -120,17 +120,18 @@ impl Reader {
             }
         }
         if self.missing == 0
-            && let Some((write_id, payload, reservation)) = self.keep.take()
+            && let Some((payload, reservation)) = self.keep.take()
         {
-            self.inner.hot.insert(&write_id, Arc::new(HotPart::new(payload, reservation)));
+            let part = self.place.counted(HotPart::new(payload, reservation), true);
+            self.place.hot.insert(&self.place.record.write_id, self.place.index, part);
         }
         Ok(Some(piece))
     }
 }
 
-/// The bytes of an inline part: the catalog's copy of the record leaves them out.
-pub(crate) async fn inline(inner: &Inner, record: &TensorRecord) -> Result<Vec<u8>, StoreError> {
-    if record.data()?.spec.nbytes() == 0 {
+/// The bytes of inline part number `index`: the catalog's copy of the record leaves them out.
+pub(crate) async fn inline(inner: &Inner, record: &TensorRecord, index: usize) -> Result<Vec<u8>, StoreError> {
+    if record.parts[index].spec.nbytes() == 0 {
         return Ok(Vec::new());
     }
     let (tier, name) = (inner.record_tier()?, record.name());
@@ -141,9 +142,9 @@ pub(crate) async fn inline(inner: &Inner, record: &TensorRecord) -> Result<Vec<u
     })?;
     let bytes = bytes.ok_or_else(|| StoreError::Corrupt(format!("record {place} is gone")))?;
     let stored = TensorRecord::from_bytes(&place, &bytes)?;
-    let part = stored.data()?;
-    match &part.inline {
-        Some(bytes) if bytes.len() as u64 == part.spec.nbytes() && stored.write_id == record.write_id => Ok(bytes.clone()),
+    let bytes = stored.parts.get(index).and_then(|part| part.inline.as_ref().filter(|bytes| bytes.len() as u64 == part.spec.nbytes()));
+    match bytes {
+        Some(bytes) if stored.write_id == record.write_id => Ok(bytes.clone()),
         _ => Err(StoreError::Corrupt(format!("record {place} is not the one in the catalog"))),
     }
 }
@@ -151,18 +152,17 @@ pub(crate) async fn inline(inner: &Inner, record: &TensorRecord) -> Result<Vec<u
 /// The box `wanted` of a part that lies in memory. Every piece of memory is verified before a byte of it leaves; one that is damaged is
 /// an error, and the part is forgotten, so that the next get reads it from its home.
 fn from_memory(
-    inner: &Arc<Inner>,
-    record: &TensorRecord,
+    place: &Place,
     part: Arc<HotPart>,
     wanted: Region,
     whole: bool,
 ) -> Result<BoxStream<'static, Result<Bytes, StoreError>>, StoreError> {
-    let spec = record.data()?.spec.clone();
-    let (inner, write_id, key) = (inner.clone(), record.write_id.clone(), record.key.clone());
+    let spec = place.part().spec.clone();
+    let place = place.clone();
     let damaged = move |Damaged| {
-        inner.hot.remove(&write_id);
-        inner.counters.corrupt.fetch_add(1, Ordering::Relaxed);
-        StoreError::Corrupt(format!("tensor {key} in memory: its checksum does not match"))
+        place.hot.remove(&place.record.write_id, place.index);
+        place.inner.counters.corrupt.fetch_add(1, Ordering::Relaxed);
+        StoreError::Corrupt(format!("tensor {} in memory: its checksum does not match", place.record.key))
     };
     if whole {
         let mut index = 0;
@@ -232,7 +232,9 @@ impl Cursor {
 pub(crate) struct ChunkSource {
     inner: Arc<Inner>,
     tier: Arc<Tier>,
-    record: TensorRecord,
+    record: Arc<TensorRecord>,
+    /// Index of the part.
+    part: usize,
     spec: TensorSpec,
     copy: PartCopy,
     chains: Vec<Chain>,
@@ -240,15 +242,22 @@ pub(crate) struct ChunkSource {
 }
 
 impl ChunkSource {
-    pub fn new(inner: &Arc<Inner>, record: &TensorRecord, copy: PartCopy) -> Result<ChunkSource, StoreError> {
-        let spec = record.data()?.spec.clone();
+    /// The first copy of part number `part`.
+    pub fn first(inner: &Arc<Inner>, record: &Arc<TensorRecord>, part: usize) -> Result<ChunkSource, StoreError> {
+        let copy = record.parts[part].copies.first().cloned();
+        let copy = copy.ok_or_else(|| StoreError::Corrupt(format!("tensor {}: its record names no copy", record.key)))?;
+        ChunkSource::new(inner, record, part, copy)
+    }
+
+    pub fn new(inner: &Arc<Inner>, record: &Arc<TensorRecord>, part: usize, copy: PartCopy) -> Result<ChunkSource, StoreError> {
+        let spec = record.parts[part].spec.clone();
         let grid = Grid::new(&spec, &copy.chunk_shape)?;
         if grid.cells() != copy.chunks.len() as u64 {
             let (has, wants) = (copy.chunks.len(), grid.cells());
             return Err(StoreError::Corrupt(format!("tensor {}: {has} chunks in its record, {wants} in its grid", record.key)));
         }
         let chains = copy.chains.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
-        Ok(ChunkSource { inner: inner.clone(), tier: inner.tier(&copy.backend)?, record: record.clone(), spec, copy, chains, grid })
+        Ok(ChunkSource { inner: inner.clone(), tier: inner.tier(&copy.backend)?, record: record.clone(), part, spec, copy, chains, grid })
     }
 
     /// The box `wanted`, slab by slab.
@@ -308,7 +317,7 @@ impl ChunkSource {
     /// The stored bytes of one chunk, verified.
     pub async fn fetch(&self, cell: u64) -> Result<Bytes, StoreError> {
         let chunk = self.copy.chunks[cell as usize];
-        let stored = self.tier.backend.get(&chunk_name(&self.copy.write_id, 0, cell), None).await.map_err(|error| match error {
+        let stored = self.tier.backend.get(&chunk_name(&self.copy.write_id, self.part, cell), None).await.map_err(|error| match error {
             BackendError::Corrupt(reason) => self.corrupt(cell, reason),
             other => self.tier.failed(other),
         })?;

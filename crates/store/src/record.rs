@@ -1,16 +1,17 @@
 //! What the store knows of a key, and its bytes (docs/format.md, schemas/record.fbs).
 
+use std::collections::BTreeMap;
+
 use flatbuffers::FlatBufferBuilder;
 use sira_backend::name;
+use sira_codec::Chain;
 use sira_tensor::TensorSpec;
 use sira_wire::{Consistency, Key};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::StoreError;
 use crate::generated::record::sira::record as fb;
-
-/// The part of a key that was put as one tensor.
-pub const DATA: &str = "data";
+use crate::part::PartSpec;
 
 /// Features of the format that this version knows: none beyond the base.
 const KNOWN_FEATURES: u64 = 0;
@@ -43,12 +44,14 @@ pub struct TensorRecord {
     pub write_id: String,
     /// The parts; none in a tombstone.
     pub parts: Vec<Part>,
+    /// Hash of the kv spec that they follow.
+    pub kv_spec: Option<String>,
 }
 
 /// One n-d array of a record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
-    /// Its name; [`DATA`] for a key put as one tensor.
+    /// Its name; `data` for a key put as one tensor.
     pub name: String,
     /// What was declared.
     pub spec: TensorSpec,
@@ -86,6 +89,13 @@ pub struct Chunk {
     pub chain: u32,
 }
 
+impl Part {
+    /// What its writer said of it.
+    pub fn declared(&self) -> PartSpec {
+        PartSpec { name: self.name.clone(), spec: self.spec.clone(), codec: self.codec.clone() }
+    }
+}
+
 impl PartCopy {
     /// Bytes in the backend.
     pub fn stored_bytes(&self) -> u64 {
@@ -104,10 +114,42 @@ impl TensorRecord {
         self.parts.iter().any(|part| part.copies.is_empty() && part.inline.is_none())
     }
 
-    /// The part named [`DATA`].
-    pub fn data(&self) -> Result<&Part, StoreError> {
-        let part = self.parts.iter().find(|part| part.name == DATA);
-        part.ok_or_else(|| StoreError::Unsupported(format!("{} has several parts, which this version does not read", self.key)))
+    /// Whether all copies give back exactly the bytes that were put.
+    pub fn is_exact(&self) -> bool {
+        let chains = self.parts.iter().flat_map(|part| &part.copies).flat_map(|copy| &copy.chains);
+        chains.map(|text| text.parse::<Chain>()).all(|chain| chain.is_ok_and(|chain| chain.lossless()))
+    }
+
+    /// The index of the part named `name`; without a name, of the only one.
+    pub fn part(&self, name: Option<&str>) -> Result<usize, StoreError> {
+        let names = || self.parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join(", ");
+        match (name, self.parts.len()) {
+            (None, 1) => Ok(0),
+            (None, _) => Err(StoreError::HasParts(format!("{} has the parts {}; name one, or get it with `keys`", self.key, names()))),
+            (Some(name), _) => {
+                let index = self.parts.iter().position(|part| part.name == name);
+                index.ok_or_else(|| StoreError::NotFound(format!("{} has no part {name:?}; it has {}", self.key, names())))
+            }
+        }
+    }
+
+    /// Raw bytes of all parts.
+    pub fn nbytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.spec.nbytes()).sum()
+    }
+
+    /// Bytes of its parts in each backend; those of inline parts lie in `record_backend`.
+    pub fn stored(&self, record_backend: &str) -> BTreeMap<String, u64> {
+        let mut bytes = BTreeMap::new();
+        for part in &self.parts {
+            for copy in &part.copies {
+                *bytes.entry(copy.backend.clone()).or_default() += copy.stored_bytes();
+            }
+            if part.inline.is_some() {
+                *bytes.entry(record_backend.to_string()).or_default() += part.spec.nbytes();
+            }
+        }
+        bytes
     }
 
     /// This record without the raw bytes of inline parts, as the catalog keeps it.
@@ -144,6 +186,7 @@ impl TensorRecord {
             },
             write_id: Some(write_id),
             parts: Some(parts),
+            kv_spec: self.kv_spec.as_ref().map(|hash| b.create_string(hash)),
         };
         let root = fb::TensorRecord::create(&mut b, &args);
         fb::finish_tensor_record_buffer(&mut b, root);
@@ -188,6 +231,7 @@ impl TensorRecord {
             },
             write_id: root.write_id().to_string(),
             parts: parts.collect::<Result<_, _>>()?,
+            kv_spec: root.kv_spec().map(String::from),
         })
     }
 }
@@ -290,7 +334,8 @@ mod tests {
             expires_ms: Some(2000),
             consistency: Consistency::Strong,
             write_id: "0193".into(),
-            parts: vec![part(DATA, None, vec![copy]), part("scale", Some(vec![1, 2, 3]), vec![])],
+            parts: vec![part("data", None, vec![copy]), part("scale", Some(vec![1, 2, 3]), vec![])],
+            kv_spec: None,
         }
     }
 
@@ -298,8 +343,10 @@ mod tests {
     fn bytes_come_back() {
         let record = record();
         assert_eq!(TensorRecord::from_bytes("x", &record.to_bytes()).unwrap(), record);
-        let tombstone = TensorRecord { tombstone: true, parts: vec![], expires_ms: None, ..record };
+        let tombstone = TensorRecord { tombstone: true, parts: vec![], expires_ms: None, ..record.clone() };
         assert_eq!(TensorRecord::from_bytes("x", &tombstone.to_bytes()).unwrap(), tombstone);
+        let follows = TensorRecord { kv_spec: Some("5f".repeat(32)), ..record.clone() };
+        assert_eq!(TensorRecord::from_bytes("x", &follows.to_bytes()).unwrap(), follows);
     }
 
     /// Written by format 1 and never changed: what it says must stay readable.

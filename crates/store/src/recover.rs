@@ -42,7 +42,9 @@ pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<(), StoreError> {
     for (write_id, intent) in inner.catalog.intents()? {
         resolve(inner, &write_id, &intent.key, &intent.backend).await?;
     }
-    forget_lost(inner)
+    forget_lost(inner)?;
+    inner.load_policies().await?;
+    inner.take_stock()
 }
 
 /// The id of the store in the record backend; a new one is given where there is none.

@@ -2,6 +2,7 @@
 
 use globset::{Glob, GlobMatcher};
 use sira_tensor::TensorSpec;
+use sira_wire::namespace::RouteStep;
 use sira_wire::{Consistency, Key};
 
 use crate::StoreError;
@@ -11,8 +12,10 @@ use crate::StoreError;
 pub struct PlacementRequest<'a> {
     /// The key.
     pub key: &'a Key,
-    /// What was declared.
+    /// What was declared; of several parts, the first.
     pub spec: &'a TensorSpec,
+    /// Raw bytes, of all parts together.
+    pub nbytes: u64,
     /// The level asked for.
     pub consistency: Consistency,
 }
@@ -21,6 +24,9 @@ pub struct PlacementRequest<'a> {
 pub trait RoutingStrategy: Send + Sync + 'static {
     /// The name of a registered backend, or `None` to leave it to the next strategy.
     fn select_backend(&self, request: &PlacementRequest<'_>) -> Option<String>;
+
+    /// What it goes by, for a person who asks why a tensor lies where it lies.
+    fn describe(&self) -> String;
 }
 
 /// Sends keys that match a glob, and tensors within a range of sizes, to one backend.
@@ -46,8 +52,18 @@ impl Rule {
 
 impl RoutingStrategy for Rule {
     fn select_backend(&self, request: &PlacementRequest<'_>) -> Option<String> {
-        let fits = self.bytes.contains(&request.spec.nbytes()) && self.glob.is_match(request.key.as_str());
+        let fits = self.bytes.contains(&request.nbytes) && self.glob.is_match(request.key.as_str());
         fits.then(|| self.backend.clone())
+    }
+
+    fn describe(&self) -> String {
+        let glob = self.glob.glob().glob();
+        match (*self.bytes.start(), *self.bytes.end()) {
+            (0, u64::MAX) => format!("keys {glob}"),
+            (least, u64::MAX) => format!("keys {glob} of {least} bytes and more"),
+            (0, most) => format!("keys {glob} of {most} bytes and less"),
+            (least, most) => format!("keys {glob} of {least} to {most} bytes"),
+        }
     }
 }
 
@@ -72,6 +88,21 @@ impl Router {
     pub fn select_backend(&self, request: &PlacementRequest<'_>) -> String {
         self.strategies.iter().find_map(|s| s.select_backend(request)).unwrap_or_else(|| self.default.clone())
     }
+
+    /// Every strategy that is asked about a tensor, and its answer; the last one decides.
+    pub fn explain(&self, request: &PlacementRequest<'_>) -> Vec<RouteStep> {
+        let mut steps = Vec::new();
+        for strategy in &self.strategies {
+            let backend = strategy.select_backend(request);
+            let decided = backend.is_some();
+            steps.push(RouteStep { strategy: strategy.describe(), backend });
+            if decided {
+                return steps;
+            }
+        }
+        steps.push(RouteStep { strategy: "default".into(), backend: Some(self.default.clone()) });
+        steps
+    }
 }
 
 #[cfg(test)]
@@ -87,7 +118,10 @@ mod tests {
         router.add_strategy(Box::new(Rule::new("*", 1000..=u64::MAX, "object").unwrap()));
         let place = |key: &str, n| {
             let (key, spec) = (key.parse().unwrap(), TensorSpec::new(DType::UInt8, vec![n]).unwrap());
-            router.select_backend(&PlacementRequest { key: &key, spec: &spec, consistency: Consistency::Eventual })
+            let request = PlacementRequest { key: &key, spec: &spec, nbytes: n, consistency: Consistency::Eventual };
+            let chosen = router.select_backend(&request);
+            assert_eq!(router.explain(&request).last().unwrap().backend.as_ref(), Some(&chosen));
+            chosen
         };
         assert_eq!(place("cache:a/x/y", 2000), "memory");
         assert_eq!(place("data/x", 2000), "object");

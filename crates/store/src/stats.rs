@@ -1,6 +1,7 @@
 //! What the store counts.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
@@ -95,7 +96,13 @@ impl BackendStats {
 }
 
 impl Counters {
-    pub fn snapshot(&self, ledger: &Ledger, hot: &HotTier, unwritten_bytes: u64, backends: BTreeMap<String, BackendStats>) -> StoreStats {
+    pub fn snapshot(
+        &self,
+        ledger: &Ledger,
+        hot: &[Arc<HotTier>],
+        unwritten_bytes: u64,
+        backends: BTreeMap<String, BackendStats>,
+    ) -> StoreStats {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         StoreStats {
             operations: OperationStats {
@@ -110,8 +117,8 @@ impl Counters {
             memory: MemoryStats {
                 limit: ledger.limit(),
                 used: ledger.used(),
-                hot_limit: hot.limit(),
-                hot_bytes: hot.bytes(),
+                hot_limit: hot[0].limit(),
+                hot_bytes: hot.iter().map(|hot| hot.bytes()).sum(),
                 unwritten_bytes,
                 hits: of(&self.hits),
                 misses: of(&self.misses),

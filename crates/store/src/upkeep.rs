@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::StoreError;
 use crate::client::{Inner, Tier};
 use crate::read::{ChunkSource, inline};
-use crate::record::{CHUNKS, TensorRecord, chunk_name};
+use crate::record::{CHUNKS, PartCopy, TensorRecord, chunk_name};
 use crate::seams::write_id_ms;
 
 /// Names, keys or pieces of garbage looked at in one go.
@@ -33,6 +33,7 @@ pub(crate) fn spawn(inner: &Arc<Inner>) {
             if reaped.elapsed() >= interval {
                 reaped = Instant::now();
                 log("expiry", reap(&inner).await);
+                inner.namespaces.forget_idle();
             }
             log("write behind", crate::behind::write_all(&inner).await);
             log("garbage", collect_garbage(&inner).await);
@@ -181,25 +182,26 @@ pub(crate) async fn scrub(inner: &Arc<Inner>) -> Result<ScrubReport, StoreError>
     let mut after = None::<String>;
     loop {
         let page = inner.catalog.records("", after.as_deref(), PAGE)?;
-        for record in &page {
+        for record in page.iter().cloned().map(Arc::new) {
             let _pin = inner.pins.pin(&record.write_id);
-            if record.parts.iter().any(|part| part.inline.is_some()) {
-                match inline(inner, record).await {
+            // One look at the record verifies all of its inline parts.
+            if let Some(index) = record.parts.iter().position(|part| part.inline.is_some()) {
+                match inline(inner, &record, index).await {
                     Ok(_) => report.good += 1,
-                    Err(StoreError::Corrupt(_)) if changed(inner, record) => {}
+                    Err(StoreError::Corrupt(_)) if changed(inner, &record) => {}
                     Err(StoreError::Corrupt(reason)) => report.bad.push(reason),
                     Err(error) => return Err(error),
                 }
             }
-            for copy in record.parts.iter().flat_map(|part| &part.copies) {
+            for (index, copy) in copies(&record) {
                 named.insert(copy.write_id.clone());
-                let source = ChunkSource::new(inner, record, copy.clone())?;
+                let source = ChunkSource::new(inner, &record, index, copy.clone())?;
                 for cell in 0..source.grid.cells() {
                     let _memory = inner.reserve(copy.chunks[cell as usize].stored_bytes).await?;
                     match source.fetch(cell).await {
                         Ok(_) => report.good += 1,
                         // Replaced while it was read: not ours to judge.
-                        Err(StoreError::Corrupt(_)) if changed(inner, record) => {}
+                        Err(StoreError::Corrupt(_)) if changed(inner, &record) => {}
                         Err(StoreError::Corrupt(reason)) => report.bad.push(reason),
                         Err(error) => return Err(error),
                     }
@@ -211,12 +213,21 @@ pub(crate) async fn scrub(inner: &Arc<Inner>) -> Result<ScrubReport, StoreError>
             _ => break,
         }
     }
-    report.bad.extend(inner.hot.scrub().into_iter().map(|id| format!("write {id} in memory: its checksum does not match")));
+    let hot = inner.all_memory();
+    report
+        .bad
+        .extend(hot.iter().flat_map(|hot| hot.scrub()).into_iter().map(|id| format!("write {id} in memory: its checksum does not match")));
     for (tier, write_id) in candidates.iter().filter(|(_, write_id)| !named.contains(write_id)) {
         sweep(inner, tier, write_id).await?;
         report.orphans += 1;
     }
     Ok(report)
+}
+
+/// Each copy with the index of its part.
+fn copies(record: &TensorRecord) -> Vec<(usize, PartCopy)> {
+    let parts = record.parts.iter().enumerate();
+    parts.flat_map(|(index, part)| part.copies.iter().map(move |copy| (index, copy.clone()))).collect()
 }
 
 fn changed(inner: &Inner, record: &TensorRecord) -> bool {

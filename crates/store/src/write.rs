@@ -1,258 +1,254 @@
-//! A put in progress: bytes come in row-major order, are gathered into slabs, cut into chunks, encoded and stored; the
-//! commit writes the record.
+//! A put in progress: the bytes of its parts come one after another, row-major; the commit writes the record.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use futures::StreamExt;
-use sira_backend::{BackendError, Durability, Payload, PutMode, PutOptions, Survives};
-use sira_codec::{Chain, ChunkContext, Encoded};
+use sira_backend::Survives;
+use sira_codec::Chain;
 use sira_tensor::TensorSpec;
-use sira_tensor::grid::{Grid, Slab, Slabs, chunk_shape};
 use sira_wire::{Code, Condition, Consistency, Key, PutAnswer};
 use tokio::sync::oneshot;
-use xxhash_rust::xxh3::xxh3_64;
 
-use crate::catalog::Intent;
 use crate::client::{Inner, Tier, WriteOptions, needs};
 use crate::commit::Commit;
 use crate::hot::HotPart;
 use crate::ledger::Reservation;
-use crate::record::{Chunk, DATA, Part, PartCopy, TensorRecord, chunk_name};
+use crate::namespaces::{Namespace, Promise, count};
+use crate::part::{PartPlan, PartSpec, PartWriter, Target};
+use crate::record::{Part, TensorRecord};
+use crate::sink::{ChunkSink, durability};
 use crate::{StoreError, upkeep};
 
-/// Tensors of at most this many bytes lie inside their record: one write, one sync.
+/// Puts of at most this many bytes lie inside their record: one write, one sync.
 pub(crate) const INLINE_BYTES: u64 = 32 << 10;
 
 /// Bytes of a put that are taken before its working memory is reserved: a client that declares a large tensor and stalls holds this much.
 const EARLY_BYTES: u64 = 64 << 10;
 
-/// Chunks of a part: a table of 24 bytes each must stay in memory.
-const MAX_CHUNKS: u64 = 1 << 20;
-
-/// Chunks of one slab in the making at once.
-const WIDTH: usize = 2;
-
 /// Where the bytes of a put go.
 enum Course {
     /// Into the record.
     Inline,
-    /// Into memory, written behind.
-    Behind(tokio::sync::OwnedSemaphorePermit),
+    /// Into memory, written behind; the memory of each part.
+    Behind(tokio::sync::OwnedSemaphorePermit, Vec<Reservation>),
     /// Into the home tier, chunk by chunk.
-    Chunks(Arc<ChunkSink>),
+    Chunks,
 }
 
 /// A put in progress. Dropped before its commit, it leaves nothing behind.
 pub struct Writer {
     inner: Arc<Inner>,
+    namespace: Arc<Namespace>,
     key: Key,
-    spec: TensorSpec,
+    kv_spec: Option<String>,
     write_id: String,
-    codec: Option<String>,
     level: Consistency,
     ttl: Option<u64>,
     condition: Option<Condition>,
     home: Arc<Tier>,
-    chain: Chain,
-    /// Decided when the first [`EARLY_BYTES`] have come.
-    course: Option<Course>,
-    slabs: Slabs,
-    grid: Grid,
-    /// The slab being filled, and the bytes it will have.
-    current: Option<(Slab, Vec<u8>, usize)>,
-    /// The slab being stored, while the next one fills.
-    storing: Option<oneshot::Receiver<Result<Vec<Chunk>, StoreError>>>,
-    /// Cells and what is stored of them.
-    chunks: Vec<(u64, Chunk)>,
-    last: Option<Slab>,
+    plans: Vec<PartPlan>,
+    nbytes: u64,
     filled: u64,
-    /// What stays in memory, with its reservation.
-    kept: Option<(Payload, Reservation)>,
+    /// The first bytes, until it is decided where they go.
+    early: Vec<u8>,
+    /// Decided when [`EARLY_BYTES`] have come.
+    course: Option<Course>,
+    /// The part being filled, its index, and the bytes it still misses.
+    current: Option<(usize, PartWriter, u64)>,
+    /// Parts that are whole.
+    done: Vec<(Part, Option<HotPart>)>,
     working: Reservation,
     all_reserved: bool,
+    promise: Option<Promise>,
     committed: bool,
     _leave: Leave,
 }
 
 impl Writer {
-    pub(crate) async fn begin(inner: Arc<Inner>, key: Key, spec: TensorSpec, options: WriteOptions) -> Result<Writer, StoreError> {
+    pub(crate) async fn begin(inner: Arc<Inner>, key: Key, mut parts: Vec<PartSpec>, options: WriteOptions) -> Result<Writer, StoreError> {
         inner.writers.fetch_add(1, Ordering::SeqCst);
         let leave = Leave(inner.clone());
         if inner.stopping.load(Ordering::SeqCst) {
             return Err(StoreError::ShuttingDown);
         }
-        let chain: Chain = match &options.codec {
-            Some(text) => text.parse()?,
-            None => inner.options.codec.clone(),
-        };
+        let namespace = inner.namespaces.of(key.namespace());
+        let policy = namespace.policy();
+        crate::client::writable(&key, &policy)?;
+        if let Some(hash) = &options.kv_spec {
+            let spec = inner.kv_specs.get(&inner, hash).await?;
+            let mut described: Vec<_> = parts.iter().map(|part| (part.name.clone(), part.spec.clone())).collect();
+            spec.admit(&mut described)?;
+            parts.iter_mut().zip(described).for_each(|(part, (_, spec))| part.spec = spec);
+        }
+        let nbytes = total(&parts)?;
         crate::commit::check(&key, inner.alive(&key)?.as_ref(), options.condition)?;
-        let home = inner.place(&key, &spec, options.consistency.unwrap_or(inner.options.consistency))?;
-        let level = level(&inner, &home, options.consistency)?;
-        let grid = Grid::new(&spec, &chunk_shape(&spec))?;
-        if grid.cells() > MAX_CHUNKS {
-            return Err(StoreError::OutOfSpace(format!(
-                "a tensor of {} bytes would have {} chunks; a tensor may have {MAX_CHUNKS}",
-                spec.nbytes(),
-                grid.cells()
-            )));
+        let default = policy.consistency.unwrap_or(if namespace.is_cache() { Consistency::Weak } else { inner.options.consistency });
+        let home = inner.place(&key, &parts, nbytes, options.consistency.unwrap_or(default))?;
+        let level = level(&inner, &home, options.consistency, default)?;
+        let mut plans = Vec::with_capacity(parts.len());
+        for part in parts {
+            let chain = inner.chain(&namespace, &home.name, part.codec.as_deref())?;
+            if policy.exact && !chain.lossless() {
+                return Err(StoreError::Unsupported(format!("codec {chain} is lossy, and namespace {} is exact", namespace.name)));
+            }
+            plans.push(PartPlan::new(part, chain)?);
         }
         let working = match options.scratch {
-            0 => inner.reserve(spec.nbytes().min(EARLY_BYTES)).await?,
+            0 => inner.reserve(nbytes.min(EARLY_BYTES)).await?,
             // Who holds that much waits for no more: all of it at once.
-            scratch => inner.reserve(scratch + working_bytes(&grid)).await?,
+            scratch => inner.reserve(scratch + working_bytes(&plans)).await?,
         };
-        let write_id = inner.seams.write_id();
         Ok(Writer {
-            key,
-            spec,
-            write_id,
-            codec: options.codec,
+            kv_spec: options.kv_spec,
+            write_id: inner.seams.write_id(),
             level,
-            ttl: options.ttl.or(inner.options.ttl),
+            ttl: options.ttl.or(policy.ttl).or(inner.options.ttl),
             condition: options.condition,
             home,
-            chain,
-            course: None,
-            slabs: grid.slabs(),
-            grid,
-            current: None,
-            storing: None,
-            chunks: Vec::new(),
-            last: None,
+            plans,
+            nbytes,
             filled: 0,
-            kept: None,
+            early: Vec::new(),
+            course: None,
+            current: None,
+            done: Vec::new(),
             working,
             all_reserved: options.scratch > 0,
+            promise: None,
             committed: false,
             _leave: leave,
+            namespace,
+            key,
             inner,
         })
     }
 
     /// Decides where the bytes go and reserves what that takes, once bytes have come and not only a promise of them.
     async fn settle(&mut self) -> Result<(), StoreError> {
-        if self.course.is_some() {
-            return Ok(());
-        }
-        self.inner.record_tier()?.headroom().await?;
-        let (inner, nbytes) = (&self.inner, self.spec.nbytes());
+        let (inner, nbytes) = (self.inner.clone(), self.nbytes);
+        inner.record_tier()?.headroom().await?;
+        let tier = if nbytes <= INLINE_BYTES { inner.options.record_backend.clone() } else { self.home.name.clone() };
+        self.promise = Some(inner.promise(&self.namespace, &self.key, &tier, nbytes).await?);
         let weak = self.level == Consistency::Weak && self.home.keeps() > Survives::Nothing && nbytes > 0;
         if let Some(permit) = weak.then(|| inner.behind.budget(nbytes)).flatten() {
-            let reservation = inner.ledger.try_reserve(nbytes).or_else(|| {
-                inner.hot.evict(nbytes);
-                inner.ledger.try_reserve(nbytes)
-            });
             // Without memory to keep it in, it is written at once, which keeps more than was asked.
-            if let Some(reservation) = reservation {
-                self.kept = Some((Payload::default(), reservation));
-                self.course = Some(Course::Behind(permit));
+            if let Some(memory) = self.memory_of_parts() {
+                self.course = Some(Course::Behind(permit, memory));
                 return Ok(());
             }
         }
         if nbytes <= INLINE_BYTES {
-            self.kept = Some((Payload::default(), Reservation::default()));
             self.course = Some(Course::Inline);
             return Ok(());
         }
         if !self.all_reserved {
-            self.working.absorb(inner.reserve(working_bytes(&self.grid)).await?);
+            self.working.absorb(inner.reserve(working_bytes(&self.plans)).await?);
         }
-        self.kept = inner.hot.takes(nbytes).then(Default::default);
-        let (home, chain) = (self.home.clone(), self.chain.clone());
-        self.course =
-            Some(Course::Chunks(ChunkSink::begin(inner, home, &self.key, &self.write_id, &self.spec, chain, durability(self.level))?));
+        ChunkSink::announce(&inner, &self.home, &self.key, &self.write_id)?;
+        self.course = Some(Course::Chunks);
         Ok(())
     }
 
-    /// What is being put.
+    /// Memory for each part, if there is enough for all of them.
+    fn memory_of_parts(&self) -> Option<Vec<Reservation>> {
+        let reserve = |plan: &PartPlan| {
+            let nbytes = plan.part.spec.nbytes();
+            self.inner.ledger.try_reserve(nbytes).or_else(|| {
+                self.inner.evict(nbytes);
+                self.inner.ledger.try_reserve(nbytes)
+            })
+        };
+        self.plans.iter().map(reserve).collect()
+    }
+
+    /// What is being put, of a key that is one tensor; of another, its first part.
     pub fn spec(&self) -> &TensorSpec {
-        &self.spec
+        &self.plans[0].part.spec
     }
 
     /// Bytes still to come.
     pub fn missing(&self) -> u64 {
-        self.spec.nbytes() - self.filled
+        self.nbytes - self.filled
     }
 
-    /// Takes the next bytes, row-major. More than the tensor has is refused.
-    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+    /// Takes the next bytes, row-major, part after part. More than the parts have is refused.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         if bytes.len() as u64 > self.missing() {
-            return Err(StoreError::Incomplete(format!(
-                "{} of shape {:?} has {} bytes; {} more came",
-                self.spec.dtype(),
-                self.spec.shape(),
-                self.spec.nbytes(),
-                bytes.len() as u64 - self.missing()
-            )));
+            let more = bytes.len() as u64 - self.missing();
+            return Err(StoreError::Incomplete(format!("{}; {more} more came", self.described())));
         }
-        while !bytes.is_empty() {
-            if self.filled + bytes.len() as u64 > EARLY_BYTES {
-                self.settle().await?;
+        self.filled += bytes.len() as u64;
+        if self.course.is_none() {
+            if self.filled <= EARLY_BYTES {
+                self.early.extend_from_slice(bytes);
+                return Ok(());
             }
-            if self.current.is_none() {
-                let slab = self.slabs.next().ok_or_else(|| StoreError::Internal("a tensor longer than its slabs".into()))?;
-                let want = slab.bytes(&self.grid) as usize;
-                self.current = Some((slab, Vec::with_capacity(want), want));
+            self.settle().await?;
+            let early = std::mem::take(&mut self.early);
+            self.fill(&early).await?;
+        }
+        self.fill(bytes).await
+    }
+
+    async fn fill(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        loop {
+            if self.current.is_none() && !self.next_part()? {
+                return match bytes {
+                    [] => Ok(()),
+                    _ => Err(StoreError::Internal("a put longer than its parts".into())),
+                };
             }
-            let Some((_, buffer, want)) = &mut self.current else { continue };
-            let take = bytes.len().min(*want - buffer.len());
-            buffer.extend_from_slice(&bytes[..take]);
-            self.filled += take as u64;
+            let Some((_, part, missing)) = &mut self.current else { continue };
+            let take = (bytes.len() as u64).min(*missing) as usize;
+            part.write(&self.inner, &bytes[..take]).await?;
+            *missing -= take as u64;
             bytes = &bytes[take..];
-            if buffer.len() == *want {
-                self.slab_full().await?;
+            if *missing > 0 {
+                return Ok(());
+            }
+            if let Some((index, part, _)) = self.current.take() {
+                let inline = self.is_inline(index);
+                let finished = part.finish(self.plans[index].part.clone(), inline).await?;
+                self.done.push(finished);
             }
         }
-        Ok(())
     }
 
-    /// Hands a full slab on, once the one before it is stored.
-    async fn slab_full(&mut self) -> Result<(), StoreError> {
-        let Some((slab, buffer, _)) = self.current.take() else { return Ok(()) };
-        let bytes = Bytes::from(buffer);
-        self.settle().await?;
-        self.keep(&bytes);
-        match &self.course {
-            None | Some(Course::Inline | Course::Behind(_)) => {}
-            Some(Course::Chunks(sink)) => {
-                let sink = sink.clone();
-                self.wait_stored().await?;
-                let (sender, receiver) = oneshot::channel();
-                self.last = Some(slab.clone());
-                self.storing = Some(receiver);
-                // Runs to its end even if the writer goes: what is being written must be known before it can be swept.
-                self.inner.seams.spawner.spawn(Box::pin(async move { drop(sender.send(sink.store(&slab, bytes).await)) }));
+    /// Begins the next part; false after the last.
+    fn next_part(&mut self) -> Result<bool, StoreError> {
+        let index = self.done.len();
+        let Some(plan) = self.plans.get(index) else { return Ok(false) };
+        let inline = self.is_inline(index);
+        let (target, reservation) = match &mut self.course {
+            Some(Course::Behind(_, memory)) => (Target::Kept, std::mem::take(&mut memory[index])),
+            Some(Course::Chunks) if !inline => {
+                let (home, chain) = (self.home.clone(), plan.chain.clone());
+                let level = durability(self.level);
+                let sink = ChunkSink::new(&self.inner, home, &self.write_id, index, &plan.part.spec, chain, level)?;
+                (Target::Chunks(sink), Reservation::default())
             }
+            _ => (Target::Kept, Reservation::default()),
+        };
+        let nbytes = plan.part.spec.nbytes();
+        self.current = Some((index, PartWriter::new(plan, target, self.inner.hot(&self.namespace), reservation), nbytes));
+        Ok(true)
+    }
+
+    /// Whether a part lies inside the record: small ones do, beside large ones too, as long as all of them together are small.
+    fn is_inline(&self, index: usize) -> bool {
+        let before = |plan: &PartPlan| Some(plan.part.spec.nbytes()).filter(|&nbytes| nbytes <= INLINE_BYTES).unwrap_or(0);
+        let sum: u64 = self.plans[..index].iter().map(before).sum();
+        !matches!(self.course, Some(Course::Behind(..))) && sum + self.plans[index].part.spec.nbytes() <= INLINE_BYTES
+    }
+
+    fn described(&self) -> String {
+        match &self.plans[..] {
+            [one] => format!("{} of shape {:?} has {} bytes", one.part.spec.dtype(), one.part.spec.shape(), self.nbytes),
+            several => format!("the {} parts of {} have {} bytes", several.len(), self.key, self.nbytes),
         }
-        Ok(())
     }
 
-    /// Keeps a slab for the record or the hot tier; where the hot tier has no room for it, the tensor is not kept there.
-    fn keep(&mut self, bytes: &Bytes) {
-        let Some((payload, reservation)) = &mut self.kept else { return };
-        if let Some(Course::Chunks(_)) = self.course {
-            match self.inner.hot.admit(bytes.len() as u64) {
-                Some(more) => reservation.absorb(more),
-                None => {
-                    self.kept = None;
-                    return;
-                }
-            }
-        }
-        payload.push(bytes.clone());
-    }
-
-    async fn wait_stored(&mut self) -> Result<(), StoreError> {
-        let (Some(storing), Some(slab)) = (&mut self.storing, self.last.take()) else { return Ok(()) };
-        let stored = storing.await.unwrap_or_else(|_| Err(StoreError::Internal("a task that stores chunks has died".into())));
-        self.storing = None;
-        self.chunks.extend(self.grid.touched(&slab.region).into_iter().zip(stored?));
-        Ok(())
-    }
-
-    /// Makes the tensor visible, all of it at once. When this returns, the put survives what its level promises. A caller that goes away
+    /// Makes the put visible, all of it at once. When this returns, it survives what its level promises. A caller that goes away
     /// meanwhile does not stop it half-way.
     pub async fn commit(self) -> Result<PutAnswer, StoreError> {
         let spawner = self.inner.seams.spawner.clone();
@@ -264,30 +260,17 @@ impl Writer {
     async fn finish(mut self) -> Result<PutAnswer, StoreError> {
         if self.missing() > 0 {
             return Err(StoreError::Incomplete(format!(
-                "{} of shape {:?} has {} bytes; the stream ended after {}. Nothing was stored",
-                self.spec.dtype(),
-                self.spec.shape(),
-                self.spec.nbytes(),
+                "{}; the stream ended after {}. Nothing was stored",
+                self.described(),
                 self.filled
             )));
         }
-        self.settle().await?;
-        self.wait_stored().await?;
-        let (payload, mut reservation) = self.kept.take().unwrap_or_default();
-        let mut hot_takes = payload.len() == self.spec.nbytes() && !payload.is_empty() && self.inner.hot.takes(payload.len());
-        let mut part = Part { name: DATA.into(), spec: self.spec.clone(), inline: None, copies: Vec::new(), codec: self.codec.clone() };
-        match &self.course {
-            Some(Course::Chunks(sink)) => part.copies.push(sink.copy(&self.chunks)),
-            Some(Course::Behind(_)) => {}
-            Some(Course::Inline) | None => {
-                part.inline = Some(payload.clone().into_bytes().to_vec());
-                match self.inner.hot.admit(self.spec.nbytes()) {
-                    Some(admitted) => reservation = admitted,
-                    None => hot_takes = false,
-                }
-            }
+        if self.course.is_none() {
+            self.settle().await?;
         }
-        let hot = Arc::new(HotPart::new(payload, reservation));
+        let early = std::mem::take(&mut self.early);
+        self.fill(&early).await?;
+        let (parts, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.done).into_iter().unzip();
         let now = self.inner.now();
         let record = TensorRecord {
             key: self.key.clone(),
@@ -298,55 +281,76 @@ impl Writer {
             expires_ms: self.ttl.map(|ttl| now + ttl * 1000),
             consistency: self.level,
             write_id: self.write_id.clone(),
-            parts: vec![part],
+            parts,
+            kv_spec: self.kv_spec.clone(),
         };
+        let kept: Vec<_> = kept.into_iter().map(|part| part.map(|part| Arc::new(part.counted(&self.namespace.memory)))).collect();
         let mut commit = Commit { record, condition: self.condition, durability: durability(self.level) };
         let created = match self.course.take() {
-            Some(Course::Behind(permit)) => self.inner.commit_behind(&mut commit, hot, permit).await?,
+            Some(Course::Behind(permit, _)) => {
+                let kept = kept.into_iter().collect::<Option<Vec<_>>>();
+                let kept = kept.ok_or_else(|| StoreError::Internal("a put that waits without its bytes".into()))?;
+                self.inner.commit_behind(&mut commit, kept, permit, self.promise.take()).await?
+            }
             course => {
                 self.course = course;
                 let committed = self.inner.commit(&mut commit).await;
                 // Whether the record was written is not known: the next start decides by its intent, so the chunks stay.
                 self.committed = matches!(&committed, Err(error) if error.code() == Code::Backend);
                 let created = committed?;
-                if hot_takes {
-                    self.inner.hot.insert(&self.write_id, hot);
+                let hot = self.inner.hot(&self.namespace);
+                for (index, part) in kept.into_iter().enumerate() {
+                    if let Some(part) = part {
+                        hot.insert(&self.write_id, index, part);
+                    }
                 }
                 created
             }
         };
         self.committed = true;
-        self.inner.counters.puts.fetch_add(1, Ordering::Relaxed);
-        self.inner.counters.put_bytes.fetch_add(self.spec.nbytes(), Ordering::Relaxed);
+        count(&self.inner.counters.puts, 1);
+        count(&self.inner.counters.put_bytes, self.nbytes);
+        count(&self.namespace.counters.puts, 1);
+        count(&self.namespace.counters.put_bytes, self.nbytes);
         Ok(PutAnswer { key: self.key.to_string(), version: commit.record.version, created })
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if self.committed {
+        if self.committed || !matches!(self.course, Some(Course::Chunks)) {
             return;
         }
-        if let Some(Course::Chunks(sink)) = &self.course {
-            // What the task that stores chunks still writes is swept after it; its memory is in use until then.
-            let (sink, storing, write_id) = (sink.clone(), self.storing.take(), self.write_id.clone());
-            let working = std::mem::take(&mut self.working);
-            self.inner.seams.spawner.spawn(Box::pin(async move {
-                if let Some(storing) = storing {
-                    drop(storing.await);
-                }
-                drop(working);
-                if let Err(error) = upkeep::sweep(&sink.inner, &sink.home, &write_id).await {
-                    tracing::warn!(%error, write_id, "chunks of an abandoned put stay until the next start");
-                }
-            }));
-        }
+        // What the task that stores chunks still writes is swept after it; its memory is in use until then.
+        let storing = self.current.as_mut().and_then(|(_, part, _)| part.storing());
+        let (inner, home, write_id) = (self.inner.clone(), self.home.clone(), self.write_id.clone());
+        let working = std::mem::take(&mut self.working);
+        self.inner.seams.spawner.spawn(Box::pin(async move {
+            if let Some(storing) = storing {
+                drop(storing.await);
+            }
+            drop(working);
+            if let Err(error) = upkeep::sweep(&inner, &home, &write_id).await {
+                tracing::warn!(%error, write_id, "chunks of an abandoned put stay until the next start");
+            }
+        }));
     }
 }
 
-/// Memory of a put by chunks: one slab fills while another is stored; each chunk in the making is cut and encoded.
-fn working_bytes(grid: &Grid) -> u64 {
-    2 * grid.slab_bytes() + 2 * WIDTH as u64 * grid.region_bytes(&grid.cell(0))
+/// Memory that the largest part takes while it is filled; parts come one after another.
+fn working_bytes(plans: &[PartPlan]) -> u64 {
+    plans.iter().map(PartPlan::working_bytes).max().unwrap_or(0)
+}
+
+/// Bytes of all parts.
+fn total(parts: &[PartSpec]) -> Result<u64, StoreError> {
+    if parts.is_empty() {
+        return Err(StoreError::Internal("a put without parts".into()));
+    }
+    let total = parts.iter().try_fold(0u64, |sum, part| sum.checked_add(part.spec.nbytes()));
+    total
+        .filter(|total| i64::try_from(*total).is_ok())
+        .ok_or_else(|| StoreError::OutOfSpace("parts of more bytes than any machine has".into()))
 }
 
 /// Counts a writer out.
@@ -358,9 +362,8 @@ impl Drop for Leave {
     }
 }
 
-/// The level of a put: what was asked, if the home tier keeps it. What was not asked is the configured level, or the best the
-/// home tier keeps.
-fn level(inner: &Inner, home: &Tier, asked: Option<Consistency>) -> Result<Consistency, StoreError> {
+/// The level of a put: what was asked, if the home tier keeps it. What was not asked is the default, or the best the home tier keeps.
+pub(crate) fn level(inner: &Inner, home: &Tier, asked: Option<Consistency>, default: Consistency) -> Result<Consistency, StoreError> {
     let keeps = home.keeps().min(inner.record_tier()?.keeps());
     let kept = |level: &Consistency| needs(*level) <= keeps;
     match asked {
@@ -369,126 +372,53 @@ fn level(inner: &Inner, home: &Tier, asked: Option<Consistency>) -> Result<Consi
         }
         Some(level) => Ok(level),
         None => {
-            let levels = [inner.options.consistency, Consistency::Eventual, Consistency::Weak];
+            let levels = [default, Consistency::Eventual, Consistency::Weak];
             Ok(levels.into_iter().find(kept).unwrap_or(Consistency::Weak))
         }
     }
 }
 
-pub(crate) fn durability(level: Consistency) -> Durability {
-    match level {
-        Consistency::Strong => Durability::Durable,
-        _ => Durability::Logged,
-    }
-}
-
-/// Cuts slabs into chunks, encodes and stores them.
-pub(crate) struct ChunkSink {
-    pub inner: Arc<Inner>,
-    pub home: Arc<Tier>,
-    pub write_id: String,
-    pub grid: Grid,
-    pub spec: TensorSpec,
-    pub chain: Chain,
-    pub durability: Durability,
-}
-
-impl ChunkSink {
-    /// Notes in the catalog that chunks of `write_id` are about to be written to `home`.
-    pub fn begin(
-        inner: &Arc<Inner>,
-        home: Arc<Tier>,
-        key: &Key,
-        write_id: &str,
-        spec: &TensorSpec,
-        chain: Chain,
-        durability: Durability,
-    ) -> Result<Arc<ChunkSink>, StoreError> {
-        inner.catalog.begin(write_id, &Intent { key: key.to_string(), backend: home.name.clone() })?;
-        let grid = Grid::new(spec, &chunk_shape(spec))?;
-        Ok(Arc::new(ChunkSink { inner: inner.clone(), home, write_id: write_id.into(), grid, spec: spec.clone(), chain, durability }))
-    }
-
-    /// Stores a whole tensor that lies in memory slab by slab.
-    pub async fn store_all(self: &Arc<Self>, slabs: &[Bytes]) -> Result<PartCopy, StoreError> {
-        let mut stored = Vec::new();
-        for (slab, bytes) in self.grid.slabs().zip(slabs) {
-            let chunks = self.store(&slab, bytes.clone()).await?;
-            stored.extend(self.grid.touched(&slab.region).into_iter().zip(chunks));
+impl Inner {
+    /// The chain of a part: its writer's, the namespace's for its home, the configured one.
+    pub fn chain(&self, namespace: &Namespace, home: &str, asked: Option<&str>) -> Result<Chain, StoreError> {
+        match asked {
+            Some(text) => Ok(text.parse()?),
+            None => Ok(namespace.codec(home)?.unwrap_or_else(|| self.options.codec.clone())),
         }
-        Ok(self.copy(&stored))
     }
 
-    /// Stores the chunks of a slab; their entries are in the order of [`Grid::touched`].
-    pub async fn store(self: &Arc<Self>, slab: &Slab, bytes: Bytes) -> Result<Vec<Chunk>, StoreError> {
-        self.home.headroom().await?;
-        let cells = self.grid.touched(&slab.region);
-        let stored = futures::stream::iter(cells).map(|cell| self.clone().store_cell(cell, slab.clone(), bytes.clone()));
-        // All are awaited, even after one has failed: a backend may finish a put whose caller has gone.
-        let stored: Vec<_> = stored.buffered(WIDTH).collect().await;
-        stored.into_iter().collect()
-    }
-
-    async fn store_cell(self: Arc<Self>, cell: u64, slab: Slab, bytes: Bytes) -> Result<Chunk, StoreError> {
-        let sink = self.clone();
-        let encoded = self.inner.seams.work(move || sink.encode(cell, &slab, &bytes)).await;
-        let (stored, checksum, chain) = encoded.ok_or_else(|| StoreError::Internal(format!("codec {} failed", self.chain)))??;
-        let chunk = Chunk { stored_bytes: stored.len() as u64, checksum, chain };
-        self.put(&chunk_name(&self.write_id, 0, cell), stored).await?;
-        Ok(chunk)
-    }
-
-    fn encode(&self, cell: u64, slab: &Slab, bytes: &Bytes) -> Result<(Bytes, u64, u32), StoreError> {
-        let region = self.grid.cell(cell);
-        let raw = if region == slab.region {
-            bytes.clone()
-        } else {
-            let mut raw = vec![0; self.grid.region_bytes(&region) as usize];
-            self.grid.copy(&region, bytes, &slab.region, &mut raw, &region);
-            Bytes::from(raw)
+    /// Room within the limit that a namespace has in a tier: a cache evicts for it, a store refuses.
+    pub async fn promise(self: &Arc<Self>, namespace: &Arc<Namespace>, key: &Key, tier: &str, nbytes: u64) -> Result<Promise, StoreError> {
+        let full = |over: u64| {
+            let limit = namespace.limit(tier).unwrap_or(0);
+            StoreError::OutOfSpace(format!(
+                "namespace {} may take {limit} bytes of {tier}, and this put of {nbytes} needs {over} more; delete something, or raise limits.{tier}",
+                namespace.name
+            ))
         };
-        let (origin, shape) = origin_and_shape(&region);
-        let context = ChunkContext { dtype: self.spec.dtype(), shape: &shape, origin: &origin };
-        Ok(match self.chain.encode(&raw, context)? {
-            Encoded::Raw => (raw.clone(), xxh3_64(&raw), 0),
-            Encoded::Bytes(encoded) => {
-                let checksum = xxh3_64(&encoded);
-                (Bytes::from(encoded), checksum, 1)
+        loop {
+            let record_backend = &self.options.record_backend;
+            let current = self.alive(key)?.map_or(0, |record| record.stored(record_backend).get(tier).copied().unwrap_or(0));
+            let over = match namespace.promise(tier, nbytes, current) {
+                Ok(promise) => return Ok(promise),
+                Err(over) => over,
+            };
+            if !namespace.is_cache() || namespace.limit(tier).is_some_and(|limit| nbytes > limit) {
+                return Err(full(over));
             }
-        })
-    }
-
-    /// Stores one chunk; where there is no room, garbage is collected first.
-    pub async fn put(&self, name: &str, value: Bytes) -> Result<(), StoreError> {
-        let options = PutOptions { mode: PutMode::Overwrite, durability: self.durability, expires_in: None };
-        let mut result = self.home.backend.put(name, value.clone().into(), options).await;
-        if matches!(result, Err(BackendError::OutOfSpace(_))) && upkeep::collect_garbage(&self.inner).await? > 0 {
-            result = self.home.backend.put(name, value.into(), options).await;
-        }
-        result.map(drop).map_err(|e| self.home.failed(e))
-    }
-
-    /// The copy that the stored slabs make.
-    fn copy(&self, stored: &[(u64, Chunk)]) -> PartCopy {
-        let mut chunks = vec![Chunk { stored_bytes: 0, checksum: 0, chain: 0 }; self.grid.cells() as usize];
-        for (cell, chunk) in stored {
-            chunks[*cell as usize] = *chunk;
-        }
-        let mut chains = vec![Chain::NONE.to_string()];
-        if !self.chain.is_none() {
-            chains.push(self.chain.to_string());
-        }
-        PartCopy {
-            backend: self.home.name.clone(),
-            write_id: self.write_id.clone(),
-            chunk_shape: self.grid.chunk().to_vec(),
-            chains,
-            chunks,
+            let Some(victim) = namespace.coldest(tier) else { return Err(full(over)) };
+            if let Err(error) = self.evict_key(namespace, &victim).await {
+                namespace.keep(tier, victim);
+                return Err(error);
+            }
         }
     }
-}
 
-/// A chunk's place, as a codec sees it.
-pub(crate) fn origin_and_shape(region: &[std::ops::Range<u64>]) -> (Vec<u64>, Vec<u64>) {
-    region.iter().map(|r| (r.start, r.end - r.start)).unzip()
+    /// Removes a key of a cache that was used least recently.
+    async fn evict_key(self: &Arc<Self>, namespace: &Namespace, victim: &str) -> Result<(), StoreError> {
+        if self.delete(&victim.parse()?, None, false).await? {
+            count(&namespace.counters.evictions, 1);
+        }
+        Ok(())
+    }
 }

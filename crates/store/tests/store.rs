@@ -156,9 +156,9 @@ async fn expiry_is_honoured_at_once_and_reaped() {
     let store = world.open(Seams::system(), |options| options.reap_interval = Duration::from_millis(50)).await;
     let options = WriteOptions { ttl: Some(1), ..WriteOptions::default() };
     store.store(key("ns/k"), spec(100_000), &payload(100_000, 1), options).await.unwrap();
-    assert!(store.exists(&key("ns/k")).unwrap().is_some());
+    assert!(store.exists(&key("ns/k"), None).unwrap().is_some());
     tokio::time::sleep(Duration::from_millis(1010)).await;
-    assert_eq!(store.exists(&key("ns/k")).unwrap(), None);
+    assert_eq!(store.exists(&key("ns/k"), None).unwrap(), None);
     assert!(store.list("", None, 10).unwrap().0.is_empty());
     for _ in 0..100 {
         tokio::time::sleep(Duration::from_millis(20)).await;

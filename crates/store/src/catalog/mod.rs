@@ -10,6 +10,7 @@
 //! | `e/TIME KEY` | something to do for a key at a time (big-endian milliseconds): expire it, or forget its tombstone |
 
 mod memory;
+mod presence;
 mod rocks;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use sira_backend::BackendError;
 use sira_wire::Key;
 
 pub use memory::MemoryKv;
+pub(crate) use presence::{Presence, tag};
 pub use rocks::RocksKv;
 
 use crate::StoreError;
@@ -91,6 +93,7 @@ impl Garbage {
 #[derive(Clone)]
 pub(crate) struct Catalog {
     kv: Arc<dyn OrderedKv>,
+    presences: Arc<presence::Presences>,
     seams: Seams,
 }
 
@@ -111,8 +114,8 @@ fn parsed<T: for<'a> Deserialize<'a>>(what: &str, bytes: &[u8]) -> Result<T, Sto
 }
 
 impl Catalog {
-    /// Wraps `kv`. A layout of another version is refused.
-    pub fn open(kv: Arc<dyn OrderedKv>, seams: Seams) -> Result<Catalog, StoreError> {
+    /// Wraps `kv`, and remembers which keys exist of up to `presences` of them. A layout of another version is refused.
+    pub fn open(kv: Arc<dyn OrderedKv>, seams: Seams, presences: usize) -> Result<Catalog, StoreError> {
         match kv.get(b"m/format").map_err(failed)? {
             None => kv.write(vec![Change::Put(b"m/format".to_vec(), FORMAT.to_vec())], true).map_err(failed)?,
             Some(format) if format == FORMAT => {}
@@ -123,7 +126,7 @@ impl Catalog {
                 )));
             }
         }
-        Ok(Catalog { kv, seams })
+        Ok(Catalog { kv, presences: Arc::new(presence::Presences::new(presences)), seams })
     }
 
     /// The id of the store whose records are indexed here.
@@ -138,6 +141,7 @@ impl Catalog {
 
     /// Forgets everything but the format: what is indexed belongs to another store.
     pub fn clear(&self) -> Result<(), StoreError> {
+        self.presences.clear();
         for prefix in [b"k/", b"i/", b"g/", b"e/"] {
             loop {
                 let pairs = self.kv.scan(prefix, prefix, 1000).map_err(failed)?;
@@ -155,6 +159,19 @@ impl Catalog {
     pub fn record(&self, key: &Key) -> Result<Option<TensorRecord>, StoreError> {
         let bytes = self.kv.get(&tagged(b"k/", key.as_str().as_bytes())).map_err(failed)?;
         bytes.map(|bytes| TensorRecord::from_bytes(&format!("{key} in the catalog"), &bytes)).transpose()
+    }
+
+    /// What is remembered of `key`.
+    pub fn remembered(&self, key: &Key) -> Option<Presence> {
+        self.presences.get(key)
+    }
+
+    /// Whether `key` exists in the index; from memory where it was put or looked up lately.
+    pub fn presence(&self, key: &Key) -> Result<Presence, StoreError> {
+        match self.presences.get(key) {
+            Some(presence) => Ok(presence),
+            None => self.presences.learn(key, || Ok(Presence::of(self.record(key)?.as_ref()))),
+        }
     }
 
     /// Up to `limit` records of keys that start with `prefix` and come after `after`, tombstones included.
@@ -212,13 +229,17 @@ impl Catalog {
         if let Some(due) = due_ms {
             changes.push(Change::Put([b"e/", &due.to_be_bytes()[..], key].concat(), record.generation.to_be_bytes().to_vec()));
         }
-        if !sync {
-            return self.kv.write(changes, false).map_err(failed);
-        }
-        // A sync waits for the disk: not on the runtime's threads.
-        let kv = self.kv.clone();
-        let written = self.seams.work(move || kv.write(changes, true)).await;
-        written.unwrap_or_else(|| Err(BackendError::Config("the write was interrupted".into()))).map_err(failed)
+        let written = if sync {
+            // A sync waits for the disk: not on the runtime's threads.
+            let kv = self.kv.clone();
+            let written = self.seams.work(move || kv.write(changes, true)).await;
+            written.unwrap_or_else(|| Err(BackendError::Config("the write was interrupted".into())))
+        } else {
+            self.kv.write(changes, false)
+        };
+        written.map_err(failed)?;
+        self.presences.set(&record.key, Presence::of(Some(record)));
+        Ok(())
     }
 
     /// Forgets a record whose contents are lost.
@@ -227,7 +248,9 @@ impl Catalog {
             Change::Delete(tagged(b"k/", record.key.as_str().as_bytes())),
             Change::Put(tagged(b"g/", record.write_id.as_bytes()), json(garbage)?),
         ];
-        self.kv.write(changes, true).map_err(failed)
+        self.kv.write(changes, true).map_err(failed)?;
+        self.presences.set(&record.key, Presence::of(None));
+        Ok(())
     }
 
     /// Up to `limit` pieces of garbage after `after`.

@@ -621,6 +621,7 @@ impl<'a> TensorRecord<'a> {
   pub const VT_CONSISTENCY: ::flatbuffers::VOffsetT = 20;
   pub const VT_WRITE_ID: ::flatbuffers::VOffsetT = 22;
   pub const VT_PARTS: ::flatbuffers::VOffsetT = 24;
+  pub const VT_KV_SPEC: ::flatbuffers::VOffsetT = 26;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -637,6 +638,7 @@ impl<'a> TensorRecord<'a> {
     builder.add_generation(args.generation);
     builder.add_version(args.version);
     builder.add_required_features(args.required_features);
+    if let Some(x) = args.kv_spec { builder.add_kv_spec(x); }
     if let Some(x) = args.parts { builder.add_parts(x); }
     if let Some(x) = args.write_id { builder.add_write_id(x); }
     if let Some(x) = args.key { builder.add_key(x); }
@@ -724,6 +726,13 @@ impl<'a> TensorRecord<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Part>>>>(TensorRecord::VT_PARTS, None)}
   }
+  #[inline]
+  pub fn kv_spec(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TensorRecord::VT_KV_SPEC, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for TensorRecord<'_> {
@@ -743,6 +752,7 @@ impl ::flatbuffers::Verifiable for TensorRecord<'_> {
      .visit_field::<Consistency>("consistency", Self::VT_CONSISTENCY, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("write_id", Self::VT_WRITE_ID, true)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Part>>>>("parts", Self::VT_PARTS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("kv_spec", Self::VT_KV_SPEC, false)?
      .finish();
     Ok(())
   }
@@ -759,6 +769,7 @@ pub struct TensorRecordArgs<'a> {
     pub consistency: Consistency,
     pub write_id: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub parts: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Part<'a>>>>>,
+    pub kv_spec: Option<::flatbuffers::WIPOffset<&'a str>>,
 }
 impl<'a> Default for TensorRecordArgs<'a> {
   #[inline]
@@ -775,6 +786,7 @@ impl<'a> Default for TensorRecordArgs<'a> {
       consistency: Consistency::eventual,
       write_id: None, // required field
       parts: None,
+      kv_spec: None,
     }
   }
 }
@@ -829,6 +841,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TensorRecordBuilder<'a, 'b, A
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorRecord::VT_PARTS, parts);
   }
   #[inline]
+  pub fn add_kv_spec(&mut self, kv_spec: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorRecord::VT_KV_SPEC, kv_spec);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TensorRecordBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TensorRecordBuilder {
@@ -860,6 +876,7 @@ impl ::core::fmt::Debug for TensorRecord<'_> {
       ds.field("consistency", &self.consistency());
       ds.field("write_id", &self.write_id());
       ds.field("parts", &self.parts());
+      ds.field("kv_spec", &self.kv_spec());
       ds.finish()
   }
 }

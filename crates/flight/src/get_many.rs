@@ -1,0 +1,265 @@
+//! `DoGet` of many keys, or of keys with several parts: raw bytes of many tensors in one stream (docs/wire.md, "Many keys").
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use arrow_flight::{FlightData, SchemaAsIpc};
+use arrow_ipc::writer::IpcWriteOptions;
+use arrow_schema::{DataType, Field, Schema};
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use sira_store::{Demands, Reader, Snapshot, StorageClient, StoreError};
+use sira_tensor::carrier::{COLUMN, Carrier};
+use sira_tensor::{DType, TensorSpec};
+use sira_wire::many::{ALIGN, GetMessage, KeyHeader, ManyTicket, PartHeader, Segment};
+use sira_wire::{Code, Key};
+use tonic::Status;
+
+use crate::get::MESSAGE_BYTES;
+use crate::ipc;
+use crate::status::refuse;
+
+/// Bytes of `app_metadata` after which a message is sent though it could hold more.
+const METADATA_BYTES: usize = 256 << 10;
+
+/// The one plain column of raw bytes.
+pub(crate) fn schema() -> Schema {
+    Schema::new(vec![Field::new(COLUMN, DataType::UInt8, false)])
+}
+
+/// The first message.
+pub(crate) fn header() -> FlightData {
+    FlightData::from(SchemaAsIpc::new(&schema(), &IpcWriteOptions::default()))
+}
+
+/// Many keys on their way out, one after another.
+pub(crate) struct Many {
+    store: StorageClient,
+    ticket: Arc<ManyTicket>,
+    keys: VecDeque<Key>,
+    /// Position of the next key in the ticket.
+    next: usize,
+    /// The next part, being opened.
+    opening: Option<BoxFuture<'static, Opened>>,
+    /// The part that is being read.
+    reading: Option<Reading>,
+    message: Draft,
+}
+
+/// A key of which parts are still to come.
+struct Rest {
+    index: usize,
+    snapshot: Arc<Snapshot>,
+    parts: VecDeque<usize>,
+    /// Said with the first segment.
+    header: Option<KeyHeader>,
+}
+
+/// A part that is open, or why its key has failed.
+enum Opened {
+    Part(Box<Rest>, PartHeader, Reader),
+    Failed(usize, StoreError),
+}
+
+struct Reading {
+    rest: Box<Rest>,
+    /// Said with the first segment.
+    header: Option<PartHeader>,
+    reader: Reader,
+    /// What is left of the piece that came last.
+    piece: Bytes,
+    /// No byte has gone out yet: an empty part still has its segment.
+    fresh: bool,
+}
+
+/// A message in the making.
+#[derive(Default)]
+struct Draft {
+    segments: Vec<Segment>,
+    metadata: usize,
+    body: BytesMut,
+    /// What the bytes in it were reserved by; kept until the message is on its way.
+    readers: Vec<Reader>,
+}
+
+impl Many {
+    pub fn new(store: StorageClient, keys: Vec<Key>, ticket: ManyTicket) -> Many {
+        let (ticket, keys) = (Arc::new(ticket), keys.into());
+        Many { store, ticket, keys, next: 0, opening: None, reading: None, message: Draft::default() }
+    }
+
+    /// The next message; `None` after the last.
+    pub async fn next(&mut self) -> Result<Option<FlightData>, Status> {
+        // What was reserved for the message before is free: it has been taken.
+        self.message = Draft::default();
+        loop {
+            if let Some(reading) = self.reading.take() {
+                self.read(reading).await;
+            } else if let Some(opening) = &mut self.opening {
+                // Who holds memory does not wait for more: what is ready goes out first.
+                let opened = match self.message.is_empty() {
+                    true => opening.await,
+                    false => match opening.now_or_never() {
+                        Some(opened) => opened,
+                        None => return self.message.take().map(Some),
+                    },
+                };
+                self.opening = None;
+                self.opened(opened);
+            } else if let Some(key) = self.keys.pop_front() {
+                self.opening = Some(open_key(self.store.clone(), key, self.next, self.ticket.clone()).boxed());
+                self.next += 1;
+            } else {
+                return if self.message.is_empty() { Ok(None) } else { self.message.take().map(Some) };
+            }
+            if self.message.is_full() {
+                return self.message.take().map(Some);
+            }
+        }
+    }
+
+    fn opened(&mut self, opened: Opened) {
+        match opened {
+            Opened::Part(rest, header, reader) => {
+                self.reading = Some(Reading { rest, header: Some(header), reader, piece: Bytes::new(), fresh: true });
+            }
+            Opened::Failed(index, error) => self.message.failed(index, &error),
+        }
+    }
+
+    /// Takes bytes of the part being read into the message, until the one or the other is full.
+    async fn read(&mut self, mut reading: Reading) {
+        let left = self.keys.len() as u64;
+        while !self.message.is_full() {
+            if reading.piece.is_empty() {
+                match reading.reader.next().await {
+                    Ok(Some(piece)) => reading.piece = piece,
+                    Ok(None) => {
+                        if reading.fresh {
+                            self.message.add(&mut reading, left);
+                        }
+                        return self.part_ended(reading);
+                    }
+                    // What came of the key is void.
+                    Err(error) => return self.message.failed(reading.rest.index, &error),
+                }
+            }
+            self.message.add(&mut reading, left);
+        }
+        self.reading = Some(reading);
+    }
+
+    fn part_ended(&mut self, reading: Reading) {
+        let mut rest = reading.rest;
+        self.message.readers.push(reading.reader);
+        if let Some(part) = rest.parts.pop_front() {
+            rest.header = None;
+            self.opening = Some(open_part(rest, part).boxed());
+        }
+    }
+}
+
+async fn open_key(store: StorageClient, key: Key, index: usize, ticket: Arc<ManyTicket>) -> Opened {
+    let demands = Demands { version: None, kv_spec: ticket.kv_spec.clone(), exact: ticket.exact };
+    let chosen = store.snapshot(&key, &demands).and_then(|snapshot| {
+        let parts: VecDeque<usize> = match &ticket.parts {
+            None => (0..snapshot.parts().len()).collect(),
+            Some(names) => names.iter().map(|name| snapshot.part(Some(name))).collect::<Result<_, _>>()?,
+        };
+        Ok((snapshot, parts))
+    });
+    match chosen {
+        Err(error) => Opened::Failed(index, error),
+        Ok((snapshot, mut parts)) => {
+            let header = KeyHeader { version: snapshot.version(), parts: parts.len(), kv_spec: snapshot.kv_spec().map(String::from) };
+            let Some(first) = parts.pop_front() else {
+                return Opened::Failed(index, StoreError::NotFound(format!("no part of {key} is asked for")));
+            };
+            open_part(Box::new(Rest { index, snapshot: Arc::new(snapshot), parts, header: Some(header) }), first).await
+        }
+    }
+}
+
+async fn open_part(rest: Box<Rest>, part: usize) -> Opened {
+    let Some((name, spec)) = rest.snapshot.parts().nth(part) else {
+        return Opened::Failed(rest.index, StoreError::Internal(format!("part {part} is none of its key")));
+    };
+    let header = PartHeader::of(name, spec, None);
+    match rest.snapshot.read(part, &BTreeMap::new()).await {
+        Ok(reader) => Opened::Part(rest, header, reader),
+        Err(error) => Opened::Failed(rest.index, error),
+    }
+}
+
+impl Draft {
+    fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    fn is_full(&self) -> bool {
+        self.body.len() as u64 >= MESSAGE_BYTES || self.metadata >= METADATA_BYTES
+    }
+
+    /// Takes what fits of the piece. `left`: how many keys come after this one.
+    fn add(&mut self, reading: &mut Reading, left: u64) {
+        let at = (self.body.len() as u64).next_multiple_of(ALIGN);
+        let room = (MESSAGE_BYTES.saturating_sub(at) as usize).max(1);
+        let piece = reading.piece.split_to(reading.piece.len().min(room));
+        let goes_on = self.segments.last().is_some_and(|last| last.index == reading.rest.index) && !reading.fresh;
+        match self.segments.last_mut() {
+            // The next bytes of the same part follow on those before.
+            Some(last) if goes_on => last.bytes += piece.len() as u64,
+            _ => {
+                self.body.resize(at as usize, 0);
+                let segment = Segment {
+                    index: reading.rest.index,
+                    offset: at,
+                    bytes: piece.len() as u64,
+                    key: reading.rest.header.take(),
+                    part: reading.header.take(),
+                    error: None,
+                };
+                // Measured by what is long in it.
+                self.metadata += 100 + segment.part.as_ref().map_or(0, header_bytes);
+                self.segments.push(segment);
+            }
+        }
+        reading.fresh = false;
+        if self.body.capacity() == 0 {
+            // As much as the keys to come are likely to fill, if they are like this one.
+            let likely = (reading.reader.spec().nbytes() + ALIGN).saturating_mul(left + 1);
+            self.body.reserve(likely.min(MESSAGE_BYTES) as usize);
+        }
+        self.body.extend_from_slice(&piece);
+    }
+
+    fn failed(&mut self, index: usize, error: &StoreError) {
+        let error = error.to_wire().to_string();
+        self.metadata += 100 + error.len();
+        self.segments.push(Segment { index, error: Some(error), ..Segment::default() });
+    }
+
+    /// The message.
+    fn take(&mut self) -> Result<FlightData, Status> {
+        let metadata = serde_json::to_vec(&GetMessage { segments: std::mem::take(&mut self.segments) });
+        let metadata = metadata.map_err(|e| refuse(Code::Internal, e.to_string()))?;
+        let mut body = std::mem::take(&mut self.body);
+        let rows = body.len() as u64;
+        body.resize(body.len().next_multiple_of(8), 0);
+        let header = ipc::batch_header(&bytes_carrier()?, rows, rows);
+        Ok(FlightData::new().with_data_header(header).with_data_body(body.freeze()).with_app_metadata(metadata))
+    }
+}
+
+fn header_bytes(part: &PartHeader) -> usize {
+    let attributes: usize = part.attributes.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+    let axes: usize = part.axes.iter().map(|axis| axis.len() + 4).sum();
+    part.name.len() + 20 * part.shape.len() + axes + attributes
+}
+
+/// The carrier of raw bytes.
+fn bytes_carrier() -> Result<Carrier, Status> {
+    let spec = TensorSpec::new(DType::UInt8, vec![0]).map_err(|e| refuse(Code::Internal, e.to_string()))?;
+    Ok(Carrier::of(&spec, MESSAGE_BYTES))
+}

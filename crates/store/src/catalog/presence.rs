@@ -1,0 +1,115 @@
+//! Which keys exist, in memory: what lookups of thousands of keys are answered from.
+
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use sira_wire::Key;
+use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_128};
+
+use crate::record::TensorRecord;
+
+/// Stripes of what changes; two keys of one stripe only cost each other a look into the index.
+const STRIPES: usize = 256;
+
+/// What is known of a key. The index says the same, more slowly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Presence {
+    /// Milliseconds since 1970 at which it expires; 0 where there is none, `u64::MAX` for never.
+    expires_ms: u64,
+    /// The first 64 bits of its kv spec's hash; 0 where it has none.
+    kv_spec: u64,
+}
+
+impl Presence {
+    pub fn of(record: Option<&TensorRecord>) -> Presence {
+        let Some(record) = record.filter(|record| !record.tombstone) else { return Presence { expires_ms: 0, kv_spec: 0 } };
+        Presence { expires_ms: record.expires_ms.unwrap_or(u64::MAX), kv_spec: record.kv_spec.as_deref().map_or(0, tag) }
+    }
+
+    /// Whether the key exists at `now_ms` and follows the kv spec of this tag, if one is demanded.
+    pub fn holds(self, now_ms: u64, kv_spec: Option<u64>) -> bool {
+        now_ms < self.expires_ms && kv_spec.is_none_or(|wanted| wanted == self.kv_spec)
+    }
+}
+
+/// The first 64 bits of a kv spec's hash.
+pub(crate) fn tag(hash: &str) -> u64 {
+    hash.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or(0)
+}
+
+/// What was put or looked up lately. Bounded; keys are known by 128 bits of their hash.
+pub(crate) struct Presences {
+    cache: Cache<u128, Presence, quick_cache::UnitWeighter, Xxh3DefaultBuilder>,
+    /// Counts changes, so that a look into the index that is overtaken by one leaves nothing behind.
+    changes: Vec<Mutex<u64>>,
+}
+
+impl Presences {
+    /// Remembers up to `keys`, about 80 bytes each.
+    pub fn new(keys: usize) -> Presences {
+        let cache = Cache::with(keys.min(1024), keys as u64, quick_cache::UnitWeighter, Xxh3DefaultBuilder::new(), Default::default());
+        Presences { cache, changes: (0..STRIPES).map(|_| Mutex::new(0)).collect() }
+    }
+
+    /// What is known of `key`.
+    pub fn get(&self, key: &Key) -> Option<Presence> {
+        self.cache.get(&hash(key))
+    }
+
+    /// The index has changed.
+    pub fn set(&self, key: &Key, presence: Presence) {
+        let hash = hash(key);
+        let mut changes = self.stripe(hash).lock();
+        *changes += 1;
+        self.cache.insert(hash, presence);
+    }
+
+    /// Remembers what `look` finds in the index, unless it is overtaken by a change.
+    pub fn learn<E>(&self, key: &Key, look: impl FnOnce() -> Result<Presence, E>) -> Result<Presence, E> {
+        let hash = hash(key);
+        let before = *self.stripe(hash).lock();
+        let presence = look()?;
+        let changes = self.stripe(hash).lock();
+        if *changes == before {
+            self.cache.insert(hash, presence);
+        }
+        Ok(presence)
+    }
+
+    /// Forgets everything.
+    pub fn clear(&self) {
+        self.cache.clear();
+    }
+
+    fn stripe(&self, hash: u128) -> &Mutex<u64> {
+        &self.changes[hash as usize % STRIPES]
+    }
+}
+
+fn hash(key: &Key) -> u128 {
+    xxh3_128(key.as_str().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_is_overtaken_is_not_remembered() {
+        let presences = Presences::new(16);
+        let key: Key = "ns/k".parse().unwrap();
+        let there = Presence { expires_ms: u64::MAX, kv_spec: 7 };
+        let absent = Presence::of(None);
+        let seen = presences.learn(&key, || {
+            presences.set(&key, there);
+            Ok::<_, ()>(absent)
+        });
+        assert_eq!(seen, Ok(absent));
+        assert_eq!(presences.get(&key), Some(there));
+        assert!(there.holds(5, None) && there.holds(5, Some(7)) && !there.holds(5, Some(8)) && !absent.holds(0, None));
+    }
+
+    #[test]
+    fn tags_come_from_hashes() {
+        assert_eq!(tag(&format!("{:016x}{}", 0xabcu64, "0".repeat(48))), 0xabc);
+    }
+}

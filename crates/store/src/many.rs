@@ -1,0 +1,116 @@
+//! Many keys at once.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use sira_wire::Key;
+use sira_wire::many::{DeleteManyAnswer, DeletePrefixAnswer, FailedKey};
+
+use crate::catalog::{Presence, tag};
+use crate::client::Inner;
+use crate::{StorageClient, StoreError};
+
+/// Deletes under way at once: their syncs share one write of the disk.
+const WIDTH: usize = 16;
+
+/// Keys of one page of a `delete_prefix`.
+const PAGE: usize = 1000;
+
+/// Looks into the index that are done on the spot; more go where they hold nobody up.
+const FEW: usize = 64;
+
+impl StorageClient {
+    /// Whether each key exists and follows the kv spec that is demanded.
+    pub async fn exists_many(&self, keys: Vec<Key>, kv_spec: Option<&str>) -> Result<Vec<bool>, StoreError> {
+        let inner = &self.inner;
+        let (now, wanted) = (inner.now(), kv_spec.map(tag));
+        let known = |key: &Key| inner.catalog.remembered(key);
+        let mut found: Vec<Option<Presence>> = keys.iter().map(known).collect();
+        let unknown: Vec<usize> = (0..keys.len()).filter(|&i| found[i].is_none()).collect();
+        let keys = Arc::new(keys);
+        if unknown.len() <= FEW {
+            for i in unknown {
+                found[i] = Some(inner.catalog.presence(&keys[i])?);
+            }
+        } else {
+            let (catalog, keys) = (inner.catalog.clone(), keys.clone());
+            let look = move || unknown.into_iter().map(|i| Ok((i, catalog.presence(&keys[i])?))).collect::<Result<Vec<_>, StoreError>>();
+            let looked = inner.seams.work(look).await.ok_or_else(|| StoreError::Internal("a lookup has died".into()))??;
+            looked.into_iter().for_each(|(i, presence)| found[i] = Some(presence));
+        }
+        // What waits to be written behind is newer than the index.
+        if !inner.behind.is_empty() {
+            for (i, key) in keys.iter().enumerate() {
+                if let Some(record) = inner.behind.record(key) {
+                    found[i] = Some(Presence::of(Some(&record)));
+                }
+            }
+        }
+        Ok(found.into_iter().map(|presence| presence.is_some_and(|presence| presence.holds(now, wanted))).collect())
+    }
+
+    /// Whether all of these namespaces are caches; false of none at all.
+    pub fn are_caches<'a>(&self, namespaces: impl IntoIterator<Item = &'a str>) -> bool {
+        let (mut any, mut last) = (false, None);
+        for name in namespaces {
+            if last != Some(name) {
+                if !self.inner.namespaces.find(name).is_some_and(|namespace| namespace.is_cache()) {
+                    return false;
+                }
+                (any, last) = (true, Some(name));
+            }
+        }
+        any
+    }
+
+    /// Deletes keys; one that fails does not stop the others.
+    pub async fn delete_many(&self, keys: Vec<Key>) -> DeleteManyAnswer {
+        let mut answer = DeleteManyAnswer::default();
+        let mut deletes = futures::stream::iter(keys).map(|key| delete(self.inner.clone(), key)).buffered(WIDTH);
+        while let Some((key, deleted)) = deletes.next().await {
+            match deleted {
+                Ok(true) => answer.deleted += 1,
+                Ok(false) => answer.missing.push(key.to_string()),
+                Err(error) => answer.failed.push(failed(&key, &error)),
+            }
+        }
+        answer
+    }
+
+    /// Deletes, or only counts, some of the keys that start with `prefix` and come after `after`; the answer says where to go on.
+    pub async fn delete_prefix(&self, prefix: &str, after: Option<&str>, dry_run: bool) -> Result<DeletePrefixAnswer, StoreError> {
+        let (entries, next) = self.list(prefix, after, PAGE)?;
+        let mut answer = DeletePrefixAnswer { next, ..DeletePrefixAnswer::default() };
+        if dry_run {
+            answer.keys = entries.len() as u64;
+            answer.bytes = entries.iter().map(|entry| entry.nbytes).sum();
+            return Ok(answer);
+        }
+        let keys = entries.iter().map(|entry| Ok((entry.key.parse()?, entry.nbytes))).collect::<Result<Vec<(Key, u64)>, StoreError>>()?;
+        let deletes = futures::stream::iter(keys).map(|(key, nbytes)| {
+            let inner = self.inner.clone();
+            async move { (delete(inner, key).await, nbytes) }
+        });
+        let mut deletes = deletes.buffered(WIDTH);
+        while let Some(((key, deleted), nbytes)) = deletes.next().await {
+            match deleted {
+                Ok(true) => {
+                    answer.keys += 1;
+                    answer.bytes += nbytes;
+                }
+                Ok(false) => {}
+                Err(error) => answer.failed.push(failed(&key, &error)),
+            }
+        }
+        Ok(answer)
+    }
+}
+
+async fn delete(inner: Arc<Inner>, key: Key) -> (Key, Result<bool, StoreError>) {
+    let deleted = inner.delete(&key, None, true).await;
+    (key, deleted)
+}
+
+fn failed(key: &Key, error: &StoreError) -> FailedKey {
+    FailedKey { key: key.to_string(), error: error.to_wire().to_string() }
+}

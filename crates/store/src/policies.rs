@@ -1,0 +1,211 @@
+//! Policies of namespaces: set, stored, and read back at the start.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sira_backend::{Durability, PutMode, PutOptions};
+use sira_codec::Chain;
+use sira_tensor::kv::KvSpec;
+use sira_tensor::{DType, TensorSpec};
+use sira_wire::namespace::{KvSpecAnswer, NamespaceEntry, Policy, PolicyOrigin, RouteAnswer};
+use sira_wire::{Consistency, Key, WireError};
+
+use crate::client::Inner;
+use crate::namespaces::{MEMORY, Namespace, POLICIES, policy_name};
+use crate::router::PlacementRequest;
+use crate::write::{INLINE_BYTES, level};
+use crate::{StorageClient, StoreError};
+
+/// Names or keys looked at in one go.
+const PAGE: usize = 1000;
+
+/// The layout of a stored policy.
+const FORMAT: u32 = 1;
+
+/// A policy as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    format: u32,
+    namespace: String,
+    policy: Policy,
+}
+
+impl StorageClient {
+    /// Sets what holds for a namespace by configuration, which actions then do not change. Call before [`StorageClient::start`].
+    pub fn configure_namespace(&self, name: &str, policy: Policy) -> Result<(), StoreError> {
+        sira_wire::namespace::check_namespace(name)?;
+        self.inner.check_policy(&policy)?;
+        self.inner.namespaces.set(name, policy, PolicyOrigin::Configuration);
+        Ok(())
+    }
+
+    /// Sets what holds for a namespace, durably.
+    pub async fn set_namespace(&self, name: &str, policy: Policy) -> Result<NamespaceEntry, StoreError> {
+        self.inner.changeable(name)?;
+        self.inner.check_policy(&policy)?;
+        let tier = self.inner.record_tier()?;
+        let stored = Stored { format: FORMAT, namespace: name.to_owned(), policy: policy.clone() };
+        let bytes = serde_json::to_vec(&stored).map_err(|e| StoreError::Internal(e.to_string()))?;
+        let options = PutOptions { mode: PutMode::Overwrite, durability: Durability::Durable, expires_in: None };
+        tier.backend.put(&policy_name(name), bytes.into(), options).await.map_err(|e| tier.failed(e))?;
+        let namespace = self.inner.namespaces.set(name, policy, PolicyOrigin::Action);
+        self.inner.order(&namespace)?;
+        Ok(namespace.entry())
+    }
+
+    /// Forgets what was set for a namespace by action.
+    pub async fn reset_namespace(&self, name: &str) -> Result<NamespaceEntry, StoreError> {
+        self.inner.changeable(name)?;
+        let tier = self.inner.record_tier()?;
+        tier.backend.delete(&policy_name(name)).await.map_err(|e| tier.failed(e))?;
+        let namespace = self.inner.namespaces.set(name, Policy::default(), PolicyOrigin::Default);
+        self.inner.order(&namespace)?;
+        Ok(namespace.entry())
+    }
+
+    /// The namespaces that have keys or a policy, in byte order.
+    pub fn namespaces(&self) -> Vec<NamespaceEntry> {
+        let entries = self.inner.namespaces.all().into_iter().map(|namespace| namespace.entry());
+        entries.filter(|entry| entry.keys > 0 || !entry.bytes.is_empty() || entry.origin != PolicyOrigin::Default).collect()
+    }
+
+    /// Registers a kv spec.
+    pub async fn put_kv_spec(&self, spec: KvSpec) -> Result<KvSpecAnswer, StoreError> {
+        let hash = self.inner.kv_specs.put(&self.inner, spec.clone()).await?;
+        Ok(KvSpecAnswer { hash, spec })
+    }
+
+    /// A registered kv spec.
+    pub async fn kv_spec(&self, hash: &str) -> Result<KvSpecAnswer, StoreError> {
+        let spec = self.inner.kv_specs.get(&self.inner, hash).await?;
+        Ok(KvSpecAnswer { hash: hash.to_owned(), spec: (*spec).clone() })
+    }
+
+    /// Where a tensor of `nbytes` would go, and why.
+    pub fn route(&self, key: &Key, nbytes: u64, consistency: Option<Consistency>) -> Result<RouteAnswer, StoreError> {
+        let inner = &self.inner;
+        let (policy, namespace) = match inner.namespaces.find(key.namespace()) {
+            Some(namespace) => (namespace.policy(), Some(namespace)),
+            None => Default::default(),
+        };
+        let cache = policy.mode == sira_wire::namespace::Mode::Cache;
+        let default = policy.consistency.unwrap_or(if cache { Consistency::Weak } else { inner.options.consistency });
+        let spec = TensorSpec::new(DType::UInt8, vec![nbytes])?;
+        let request = PlacementRequest { key, spec: &spec, nbytes, consistency: consistency.unwrap_or(default) };
+        let steps = inner.explain(&request);
+        let backend = steps.last().and_then(|step| step.backend.clone()).unwrap_or_default();
+        let home = inner.tier(&backend)?;
+        let codec = namespace.as_ref().map(|namespace| namespace.codec(&backend)).transpose()?.flatten();
+        let hot = namespace.as_ref().map_or_else(|| inner.shared.clone(), |namespace| inner.hot(namespace));
+        Ok(RouteAnswer {
+            steps,
+            inline: nbytes <= INLINE_BYTES,
+            memory: hot.takes(nbytes),
+            codec: codec.unwrap_or_else(|| inner.options.codec.clone()).to_string(),
+            consistency: level(inner, &home, consistency, default)?,
+            backend,
+        })
+    }
+}
+
+impl Inner {
+    /// Refuses to change what the configuration sets.
+    fn changeable(&self, name: &str) -> Result<(), StoreError> {
+        let configured = self.namespaces.find(name).is_some_and(|namespace| namespace.entry().origin == PolicyOrigin::Configuration);
+        match configured {
+            true => Err(wrong(format!("namespace {name} is set in the server's configuration; change it there"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Holds a policy against the backends and codecs that there are.
+    fn check_policy(&self, policy: &Policy) -> Result<(), StoreError> {
+        policy.check()?;
+        let known = || self.all_tiers().iter().map(|tier| tier.name.clone()).collect::<Vec<_>>().join(", ");
+        if let Some(tier) = policy.limits.keys().find(|tier| *tier != MEMORY && self.tier(tier).is_err()) {
+            return Err(wrong(format!("limits.{tier}: there is no such tier; there are {MEMORY}, {}", known())));
+        }
+        for (tier, text) in &policy.codecs {
+            if self.tier(tier).is_err() {
+                return Err(wrong(format!("codecs.{tier}: there is no such backend; there are {}", known())));
+            }
+            let chain: Chain = text.parse()?;
+            if policy.exact && !chain.lossless() {
+                return Err(wrong(format!("codecs.{tier}: {chain} is lossy, and the namespace is to be exact")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the policies that were set by action; those of the configuration stand.
+    pub(crate) async fn load_policies(&self) -> Result<(), StoreError> {
+        let (tier, mut after) = (self.record_tier()?, None::<String>);
+        loop {
+            let names = tier.backend.list_keys(POLICIES, after.as_deref(), PAGE).await.map_err(|e| tier.failed(e))?;
+            for name in &names {
+                let Some(bytes) = tier.backend.get(name, None).await.map_err(|e| tier.failed(e))? else { continue };
+                let stored: Stored = serde_json::from_slice(&bytes)
+                    .map_err(|e| StoreError::Corrupt(format!("policy {name} in backend {}: {e}", tier.name)))?;
+                if stored.format != FORMAT {
+                    let reason = format!(
+                        "policy {name} has format {}; this version of Sira reads {FORMAT}. Run the version that wrote it",
+                        stored.format
+                    );
+                    return Err(StoreError::Config(reason));
+                }
+                let configured = self.namespaces.find(&stored.namespace).is_some();
+                if !configured {
+                    if let Err(error) = self.check_policy(&stored.policy) {
+                        tracing::warn!(%error, namespace = stored.namespace, "its policy does not fit the configured backends; it holds as far as it can");
+                    }
+                    self.namespaces.set(&stored.namespace, stored.policy, PolicyOrigin::Action);
+                }
+            }
+            match names.last() {
+                Some(last) if names.len() == PAGE => after = Some(last.clone()),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Counts what each namespace takes, and orders the keys of caches by their age.
+    pub(crate) fn take_stock(&self) -> Result<(), StoreError> {
+        self.namespaces.reset();
+        let mut after = None::<String>;
+        loop {
+            let page = self.catalog.records("", after.as_deref(), PAGE)?;
+            page.iter().for_each(|record| self.namespaces.replaced(None, Some(record)));
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.key.to_string()),
+                _ => break,
+            }
+        }
+        self.namespaces.all().iter().try_for_each(|namespace| self.order(namespace))
+    }
+
+    /// Lets the keys of a cache enter it, oldest first; a store has no order.
+    fn order(&self, namespace: &Arc<Namespace>) -> Result<(), StoreError> {
+        namespace.disorder();
+        if !namespace.is_cache() {
+            return Ok(());
+        }
+        let prefix = format!("{}/", namespace.name);
+        let (mut keys, mut after) = (Vec::new(), None::<String>);
+        loop {
+            let page = self.catalog.records(&prefix, after.as_deref(), PAGE)?;
+            let live = page.iter().filter(|record| !record.tombstone);
+            keys.extend(live.map(|record| (record.created_ms, record.key.to_string(), record.stored(&self.options.record_backend))));
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.key.to_string()),
+                _ => break,
+            }
+        }
+        keys.sort_by_key(|(created_ms, ..)| *created_ms);
+        keys.into_iter().for_each(|(_, key, stored)| namespace.entered(&key, stored.into_keys()));
+        Ok(())
+    }
+}
+
+fn wrong(reason: String) -> StoreError {
+    WireError::new(sira_wire::Code::BadRequest, reason).into()
+}
