@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -80,8 +79,7 @@ class Base:
             results = list(self._flight.do_action(flight.Action(name, body), self._options(deadline)))
         if len(results) != 1:
             raise by_code("SIRA_INTERNAL", f"SIRA_INTERNAL: {name}: {len(results)} results, not one")
-        answer: dict[str, Any] = json.loads(results[0].body.to_pybytes())
-        return answer
+        return _wire.answer(name, results[0].body)
 
 
 def namespace_of(key: str) -> str:

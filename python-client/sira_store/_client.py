@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from pyarrow import flight
 
 from . import _arrays, _wire
-from ._base import Caches, Deadline, closing, namespace_of
+from ._base import Caches, Deadline, closing
 from ._errors import (
     HasPartsError,
     InvalidError,
@@ -154,9 +153,7 @@ class Client(Lookups, Puts, Gets):
                     writer.write_batch(batch)
                 writer.done_writing()
                 answer = reader.read()
-        if answer is None:
-            raise _wire.incomplete(f"{key}: the server ended the put without an answer")
-        result = json.loads(answer.to_pybytes())
+        result = _wire.answer(key, answer)
         return PutResult(result["key"], result["version"], result["created"])
 
     @overload
@@ -269,7 +266,7 @@ class Client(Lookups, Puts, Gets):
         try:
             return self._with_spec(spec, read, end)
         except (TimedOutError, UnavailableError) as error:
-            if not end.given or not self._caches.have([namespace_of(key)]):
+            if not self._may_miss([key], end):
                 raise
             raise NotFoundError(f"SIRA_NOT_FOUND: no answer: {error}", "SIRA_NOT_FOUND") from error
 

@@ -219,11 +219,17 @@ class Gets(Namespaces):
         `connect`), else raises, as does a call without a deadline. Of a key that is no array in the answer,
         `out` may be partly filled.
         """
-        keys = listed(keys)
-        results = self._with_spec(
-            spec,
-            lambda hash: self._get_all(keys, out, parts, hash, exact, framework, Deadline(deadline)),
-        )
+        keys, end = listed(keys), Deadline(deadline)
+
+        def read(hash: str | None) -> list[Any]:
+            return self._get_all(keys, out, parts, hash, exact, framework, end)
+
+        try:
+            results = self._with_spec(spec, read, end)
+        except (TimedOutError, UnavailableError):
+            if not self._may_miss(keys, end):
+                raise
+            results = [None] * len(keys)
         for at, result in enumerate(results):
             if isinstance(result, NotFoundError):
                 results[at] = None
@@ -262,13 +268,17 @@ class Gets(Namespaces):
             try:
                 self._collect(body, collector, deadline)
             except (TimedOutError, UnavailableError) as error:
-                if not deadline.given or not self._caches.have({namespace_of(key) for key in keys}):
+                if not self._may_miss(keys, deadline):
                     raise
                 misses = [NotFoundError(f"SIRA_NOT_FOUND: no answer: {error}", "SIRA_NOT_FOUND")]
                 results += collector.results
                 return results + misses * (len(keys) - len(results))
             results += collector.results
         return results
+
+    def _may_miss(self, keys: Iterable[str], deadline: Deadline) -> bool:
+        """Whether a server that does not answer is a miss: a deadline was set, and the keys are of caches."""
+        return deadline.given and self._caches.have({namespace_of(key) for key in keys})
 
     def _collect(self, ticket: bytes, collector: Collector, deadline: Deadline) -> None:
         with translated(self.url):

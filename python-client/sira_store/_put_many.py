@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -157,9 +156,7 @@ class Sender:
             writer.close()
         except (pa.ArrowException, OSError) as error:
             raise self._reason(error) from error
-        if answer is None:
-            raise _wire.incomplete("the server ended the put without an answer")
-        results: list[Any] = json.loads(answer.to_pybytes())["results"]
+        results: list[Any] = _wire.answer("put_many", answer).get("results", [])
         return results
 
     def _flush(self) -> None:

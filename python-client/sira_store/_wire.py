@@ -12,7 +12,7 @@ from pyarrow import flight
 
 from ._arrays import Outgoing
 from ._dtypes import Bytes, nbytes
-from ._errors import IncompleteError, InvalidError
+from ._errors import IncompleteError, InvalidError, by_code
 
 BATCH_BYTES = 4 << 20
 """Bytes of a tensor in one message of a put."""
@@ -48,6 +48,19 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 def dumps(value: object) -> bytes:
     """Compact JSON."""
     return _ENCODER.encode(value).encode()
+
+
+def answer(what: str, text: pa.Buffer | None) -> dict[str, Any]:
+    """The JSON object that a server answers with."""
+    if text is None:
+        raise incomplete(f"{what}: the server ended the put without an answer")
+    try:
+        answer: dict[str, Any] = json.loads(text.to_pybytes())
+    except (ValueError, RecursionError) as error:
+        raise by_code("SIRA_INTERNAL", f"SIRA_INTERNAL: {what}: the answer is no JSON: {error}") from error
+    if not isinstance(answer, dict):
+        raise by_code("SIRA_INTERNAL", f"SIRA_INTERNAL: {what}: the answer is no object")
+    return answer
 
 
 def given(**fields: Any) -> dict[str, Any]:

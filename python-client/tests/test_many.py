@@ -169,14 +169,14 @@ class TestFailures:
             (f"{ns}/3", Item(np.ones(3), ttl=0)),
             (f"{ns}/4", Item(np.ones(3), axes=["a", "b"])),
             ("no-key", np.ones(300_000)),
-            (f"{ns}/5", Item(np.ones(3), consistency="maybe")),  # type: ignore[arg-type]
+            (f"{ns}/5", Item(np.ones(3), attributes={str(i): "" for i in range(65)})),
             (f"{ns}/6", Item(np.ones(3), if_="absent")),
         ]
         results = sira.put_many(items)
         codes = [None if isinstance(result, PutResult) else result.code for result in results]
         assert codes == [
             *(None, "SIRA_EXISTS", "SIRA_BAD_TENSOR", "SIRA_STALE", "SIRA_UNKNOWN_CODEC"),
-            *("SIRA_BAD_REQUEST", "SIRA_BAD_TENSOR", "SIRA_BAD_KEY", "SIRA_BAD_REQUEST", None),
+            *("SIRA_BAD_REQUEST", "SIRA_BAD_TENSOR", "SIRA_BAD_KEY", "SIRA_BAD_TENSOR", None),
         ]
         assert isinstance(results[1], sira_store.AlreadyExistsError)
         assert np.array_equal(sira.get(f"{ns}/there"), np.zeros(3))
@@ -236,15 +236,16 @@ class TestLookups:
         empty = sira.exists_many([])
         assert (len(empty), empty.leading, list(empty)) == (0, 0, [])
 
-    def test_more_keys_than_a_request_takes(self, sira: sira_store.Client, ns: str) -> None:
+    @pytest.mark.parametrize("count, pad", [(65_540, ""), (10_000, "long" * 120)], ids=["keys", "bytes"])
+    def test_more_than_a_request_takes(self, sira: sira_store.Client, ns: str, count: int, pad: str) -> None:
         sira.put(f"{ns}/x", np.zeros(1))
-        long = "long" * 100
-        keys = [f"{ns}/{long}{i}" for i in range(70_000)]
-        keys[3], keys[69_999] = f"{ns}/x", f"{ns}/x"
+        keys = [f"{ns}/{pad}{i}" for i in range(count)]
+        keys[3], keys[-1] = f"{ns}/x", f"{ns}/x"
         found = sira.exists_many(keys)
-        assert np.flatnonzero(found.exists).tolist() == [3, 69_999]
+        assert np.flatnonzero(found.exists).tolist() == [3, count - 1]
         got = sira.get_many(keys)
-        assert [i for i, array in enumerate(got) if array is not None] == [3, 69_999]
+        assert [i for i, array in enumerate(got) if array is not None] == [3, count - 1]
+        assert sira.delete_many(keys).deleted == 1
 
     def test_delete_many(self, sira: sira_store.Client, ns: str) -> None:
         stored(sira.put_many({f"{ns}/{i}": np.zeros(1) for i in range(5)}))
