@@ -28,7 +28,7 @@ COMMAND = flight.FlightDescriptor.for_command(_wire.dumps({"v": 1, "put_many": T
 
 # Bytes from which a tensor is sent from where it lies, in messages of its own. Smaller ones are gathered in
 # one message: a copy of each costs less than a message of each.
-ALONE = 256 << 10
+ALONE = 512 << 10
 
 # Bytes of announcements in one message: the server takes 1 MiB.
 MAX_ANNOUNCED = 1_000_000
@@ -65,7 +65,7 @@ class Item:
             raise _bad("axes or codec by the names of parts, and a tensor that has none")
         return axes, codec, self.attributes
 
-    def with_defaults(self, defaults: Item) -> Item:
+    def or_else(self, defaults: Item) -> Item:
         """Options that are not given, as they are in `defaults`."""
         missing = {name: getattr(defaults, name) for name in _OPTIONS if getattr(self, name) is None}
         return replace(self, **missing)
@@ -81,21 +81,16 @@ def announce(key: str, item: Item, kv_spec: str | None) -> tuple[bytes, list[Byt
     if isinstance(tensors, Mapping):
         named = {name: _arrays.outgoing(array) for name, array in tensors.items()}
         codec = dict.fromkeys(named, item.codec) if isinstance(item.codec, str) else item.codec
-        given: tuple[Any, ...] = (item.axes, codec, item.attributes)
+        axes = _by_part("axes", item.axes, named)
+        codecs = _by_part("codec", codec, named)
+        attributes = _by_part("attributes", item.attributes, named)
+        parts = [
+            _part(name, tensor, axes.get(name), codecs.get(name), attributes.get(name))
+            for name, tensor in named.items()
+        ]
     else:
         named = {"data": _arrays.outgoing(tensors)}
-        given = tuple({"data": option} for option in item.of_one())
-    axes, codecs, attributes = map(_by_part, ("axes", "codec", "attributes"), given, [named] * 3)
-    parts = []
-    for name, tensor in named.items():
-        part: dict[str, Any] = {"name": name, "dtype": tensor.dtype, "shape": tensor.shape}
-        if axes.get(name) is not None:
-            part["axes"] = _wire.axis_names(axes[name])
-        if attributes.get(name):
-            part["attributes"] = dict(attributes[name])
-        if codecs.get(name) is not None:
-            part["codec"] = codecs[name]
-        parts.append(part)
+        parts = [_part("data", named["data"], *item.of_one())]
     said: dict[str, Any] = {"key": key, "parts": parts}
     if item.ttl is not None:
         said["ttl"] = _wire.seconds(item.ttl)
@@ -112,6 +107,23 @@ def announce(key: str, item: Item, kv_spec: str | None) -> tuple[bytes, list[Byt
     if len(text) > MAX_ANNOUNCED:
         raise _bad(f"{key}: names and attributes of {len(text)} bytes; a message takes {MAX_ANNOUNCED}")
     return text, [tensor.data for tensor in named.values()]
+
+
+def _part(
+    name: str,
+    tensor: _arrays.Outgoing,
+    axes: Sequence[str] | None,
+    codec: str | None,
+    attributes: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    part: dict[str, Any] = {"name": name, "dtype": tensor.dtype, "shape": tensor.shape}
+    if axes is not None:
+        part["axes"] = _wire.axis_names(axes)
+    if attributes:
+        part["attributes"] = dict(attributes)
+    if codec is not None:
+        part["codec"] = codec
+    return part
 
 
 class Sender:
@@ -134,7 +146,7 @@ class Sender:
         self._said.append(said)
         self._said_bytes += len(said) + 1
         for tensor in data:
-            if self._data_bytes + tensor.size > _wire.BATCH_BYTES or tensor.size >= ALONE:
+            if self._data and (tensor.size >= ALONE or self._data_bytes + tensor.size > _wire.BATCH_BYTES):
                 self._flush()
             if tensor.size >= ALONE:
                 for batch in _wire.batches(tensor, _wire.BYTES):
@@ -259,13 +271,16 @@ class Puts(Namespaces):
         latest: tuple[KvSpec, str] | None = None
         with Sender(self._flight, self._options(), self.url) as sender:
             for key, value in pairs:
-                item = (value if isinstance(value, Item) else Item(value)).with_defaults(defaults)
+                if isinstance(value, Item):
+                    item = value.or_else(defaults)
+                else:
+                    item = replace(defaults, tensors=value)
                 try:
-                    if not isinstance(item.spec, KvSpec):
-                        hash = item.spec
-                    else:
-                        if latest is None or latest[0] is not item.spec:
-                            latest = (item.spec, self._with_spec(item.spec, str))
+                    hash = item.spec
+                    if isinstance(hash, KvSpec):
+                        # Most often that of the item before, which need not be spelt out to be looked up.
+                        if latest is None or latest[0] is not hash:
+                            latest = (hash, self._with_spec(hash, str))
                         hash = latest[1]
                     said, data = announce(key, item, hash)
                 except SiraError as error:

@@ -14,6 +14,9 @@ import pytest
 from pyarrow import flight
 
 import sira_store
+from sira_store import Item
+from sira_store._get_many import Collector
+from sira_store._put_many import Sender, announce
 
 SCHEMA = pa.schema([pa.field("tensor", pa.uint8())])
 KEY = {"version": 1, "parts": 1}
@@ -185,8 +188,61 @@ def test_a_wrong_bitmap_is_refused(liar: sira_store.Client, answer: str) -> None
         liar.exists_many([f"ns/{answer}"], deadline=None)
 
 
-def test_arrays_lie_in_the_memory_of_their_message(liar: sira_store.Client) -> None:
-    one, two = liar.get_many(keys("whole"))
-    for array in (one, two):
-        # Unless that lies at an odd address.
-        assert not array.flags.owndata or array.flags.writeable
+def test_arrays_that_came_whole_are_not_copied() -> None:
+    body = np.frombuffer(np.arange(256, dtype=np.int32).tobytes(), np.uint8)
+    part = {"dtype": "int32", "shape": [2, 16]}
+    segments = [first(i, 128, offset=128 * i, part=part) for i in range(3)]
+    out = [None, np.empty((2, 16), np.int32), None]
+    collector = Collector(["ns/a", "ns/b", "ns/c"], out, parts=None, framework="numpy")
+    collector.message(pa.py_buffer(json.dumps(said(*segments)).encode()), body)
+    collector.end()
+    assert [np.shares_memory(array, body) for array in collector.results] == [True, False, True]
+    assert collector.results[1] is out[1]
+    assert np.array_equal(np.concatenate(collector.results).ravel(), np.arange(96))
+
+
+def test_large_arrays_are_sent_from_where_they_lie_and_small_ones_together() -> None:
+    sent: list[tuple[list[str], int, int]] = []
+
+    class Writer:
+        def write_with_metadata(self, batch: pa.RecordBatch, metadata: pa.Buffer) -> None:
+            keys = [item["key"] for item in json.loads(metadata.to_pybytes())["items"]]
+            sent.append((keys, batch.column(0).buffers()[1].address, len(batch)))
+
+        def write_batch(self, batch: pa.RecordBatch) -> None:
+            sent.append(([], batch.column(0).buffers()[1].address, len(batch)))
+
+        def write_metadata(self, metadata: pa.Buffer) -> None:
+            sent.append(([item["key"] for item in json.loads(metadata.to_pybytes())["items"]], 0, 0))
+
+        def done_writing(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    class Client:
+        def do_put(self, *_: Any) -> tuple[Any, Any]:
+            results = [{"key": key, "version": 1, "created": True} for keys, _, _ in sent for key in keys]
+            answer = pa.py_buffer(json.dumps({"results": results}).encode())
+            return Writer(), type("Reader", (), {"read": lambda _: answer})()
+
+    large, larger = np.zeros(1 << 20, np.uint8), np.zeros((9 << 20) + 1, np.uint8)
+    few, most = np.zeros(10, np.uint8), np.zeros((512 << 10) - 1, np.uint8)
+    with Sender(Client(), None, "grpc://") as sender:
+        for key, array in zip(
+            "abcdefgh", (few, few, large, larger, few[:0], most, few, few[:0]), strict=True
+        ):
+            sender.add(*announce(key, Item(array), None))
+        for i in range(8):
+            sender.add(*announce(str(i), Item(most), None))
+        sender.finish()
+    at = larger.ctypes.data
+    assert [(keys, size) for keys, _, size in sent] == [
+        (["a", "b", "c"], 20),
+        ([], 1 << 20),
+        (["d"], 4 << 20),
+        ([], 4 << 20),
+        ([], (1 << 20) + 1),
+        ([*"efgh0123456"], 10 + 7 * most.size),  # announces a key that no longer fits in
+        (["7"], 2 * most.size),
+    ]
+    assert [address for _, address, _ in sent[1:5]] == [large.ctypes.data, at, at + (4 << 20), at + (8 << 20)]
