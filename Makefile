@@ -22,6 +22,11 @@ build: ## the program, in release, at bin/sira
 	@$(IN) cargo build --release --locked --package sira
 	@mkdir -p bin && source scripts/env.sh && install "$$CARGO_TARGET_DIR/release/sira" bin/sira
 
+wheel: ## the server and the Python client as one wheel, in python-client/dist
+	@scripts/setup.sh
+	@$(MAKE) --no-print-directory build
+	@scripts/wheel.sh
+
 check: ## format, lints and schemas, without tests
 	@scripts/setup.sh
 	@scripts/test.sh check
@@ -38,4 +43,4 @@ docs: ## the crates' documentation, in the target folder
 schemas: ## the code of schemas/*.fbs, after a change there
 	@scripts/schemas.sh
 
-.PHONY: help demo test build check bench docs schemas
+.PHONY: help demo test build wheel check bench docs schemas

@@ -12,6 +12,7 @@ step cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts
 step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts
 (cd python-client && step ../.venv/bin/mypy --config-file pyproject.toml)
+step .venv/bin/hadolint docker/Dockerfile
 [ "${1:-}" != check ] || exit 0
 
 step cargo test --quiet --locked --workspace

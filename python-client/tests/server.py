@@ -11,6 +11,7 @@ from types import TracebackType
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LISTENING = "sira: listening on "
+ADMIN = "sira: admin on "
 
 
 def program() -> Path:
@@ -25,6 +26,7 @@ class Server:
         self.data = data
         self.config = config
         self.url = ""
+        self.admin = ""
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -51,6 +53,8 @@ class Server:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert process.stdout is not None
         for line in process.stdout:
+            if line.startswith(ADMIN):
+                self.admin = line.removeprefix(ADMIN).strip()
             if line.startswith(LISTENING):
                 self.url = line.removeprefix(LISTENING).strip()
                 self._process = process
@@ -69,6 +73,12 @@ class Server:
     def terminate(self) -> int:
         """SIGTERM; the exit status once it has drained."""
         return self._end(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """The exit status of a server that somebody else told to end."""
+        status = self._running().wait(timeout=120)
+        self._process = None
+        return status
 
     def restart(self) -> Server:
         """Starts it again over the same folder. The port is another one."""

@@ -1,5 +1,6 @@
 //! The trait a backend implements.
 
+use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -192,4 +193,14 @@ pub enum HealthStatus {
     Degraded(String),
     /// It does not: the reason.
     Unhealthy(String),
+}
+
+impl fmt::Display for HealthStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HealthStatus::Healthy => f.write_str("healthy"),
+            HealthStatus::Degraded(reason) => write!(f, "degraded: {reason}"),
+            HealthStatus::Unhealthy(reason) => write!(f, "unhealthy: {reason}"),
+        }
+    }
 }

@@ -6,7 +6,7 @@ use arrow_flight::{Action, ActionType, CancelFlightInfoResult, CancelStatus};
 use prost::Message;
 use serde::Serialize;
 use sira_backend::HealthStatus;
-use sira_store::StorageClient;
+use sira_store::{Operation, StorageClient};
 use sira_wire::many::{ExistsManyAnswer, KeysRequest, PrefixRequest};
 use sira_wire::namespace::{KvSpecRequest, NamespaceRequest, NamespacesAnswer, RouteRequest};
 use sira_wire::{Code, DeleteAnswer, DeleteRequest, EmptyRequest, ExistsAnswer, Key, KeyRequest, ListAnswer, ListRequest, WireError};
@@ -49,6 +49,16 @@ struct Health {
     status: String,
     version: &'static str,
     backends: BTreeMap<String, String>,
+}
+
+/// The kind of request that an action is, of those that are counted.
+pub(crate) fn operation(action: &Action) -> Option<Operation> {
+    match action.r#type.as_str() {
+        "info" | "exists" | "exists_many" => Some(Operation::Lookup),
+        "delete" | "delete_many" | "delete_prefix" => Some(Operation::Delete),
+        "list" => Some(Operation::List),
+        _ => None,
+    }
 }
 
 /// Runs an action; the answer is the body of its one result.
@@ -145,12 +155,7 @@ pub(crate) async fn run(store: &StorageClient, action: &Action) -> Result<Vec<u8
 async fn health(store: &StorageClient) -> Health {
     let backends = store.health().await;
     let status = if backends.values().all(|status| *status == HealthStatus::Healthy) { "healthy" } else { "degraded" };
-    let words = |status| match status {
-        HealthStatus::Healthy => "healthy".to_string(),
-        HealthStatus::Degraded(reason) => format!("degraded: {reason}"),
-        HealthStatus::Unhealthy(reason) => format!("unhealthy: {reason}"),
-    };
-    let backends = backends.into_iter().map(|(name, status)| (name, words(status))).collect();
+    let backends = backends.into_iter().map(|(name, status)| (name, status.to_string())).collect();
     Health { status: status.into(), version: env!("CARGO_PKG_VERSION"), backends }
 }
 

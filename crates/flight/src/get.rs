@@ -9,7 +9,7 @@ use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::Schema;
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
-use sira_store::{Reader, StorageClient, StoreError};
+use sira_store::{Reader, Request, StorageClient, StoreError};
 use sira_tensor::TensorSpec;
 use sira_tensor::carrier::Carrier;
 use sira_wire::{Code, PutOptions};
@@ -18,7 +18,7 @@ use tonic::Status;
 use crate::get_many::Many;
 use crate::ipc;
 use crate::stall::{LOOK, Patience};
-use crate::status::{of_store, refuse};
+use crate::status::{of_store, outcome, refuse};
 
 /// Bytes of tensor in a message, at most: what docs/wire.md promises.
 pub(crate) const MESSAGE_BYTES: u64 = 4 << 20;
@@ -37,11 +37,15 @@ pub(crate) fn carrier(spec: &TensorSpec) -> (Carrier, Schema) {
     (carrier, schema)
 }
 
-/// The messages of a get: the schema, then batches of whole rows.
-pub(crate) fn messages(store: &StorageClient, reader: Reader) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
+/// The messages of a get: the schema, then batches of whole rows. `counted` is the request that this answers.
+pub(crate) fn messages(
+    store: &StorageClient,
+    reader: Reader,
+    counted: Request,
+) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
     let (carrier, schema) = carrier(reader.spec());
     let header = FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
-    watched(store, header, Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false })
+    watched(store, header, Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false }, counted)
 }
 
 /// Where the messages of a get come from.
@@ -67,25 +71,31 @@ pub(crate) fn watched<S: Source>(
     store: &StorageClient,
     header: FlightData,
     source: S,
+    counted: Request,
 ) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
-    let slot = Arc::new(Mutex::new(Ok((source, Patience::default()))));
+    let slot = Arc::new(Mutex::new(Ok((source, counted, Patience::default()))));
     tokio::spawn(watch(store.clone(), Arc::downgrade(&slot)));
     let batches = futures::stream::try_unfold(slot, |slot| async move {
         // Taken out while it works: only a client that does not ask is waited for.
         let taken = std::mem::replace(&mut *lock(&slot), Err("a get that is already under way".to_string()));
-        let (mut source, mut patience) = taken.map_err(|reason| refuse(Code::Busy, reason))?;
-        let Some(batch) = source.next().await? else { return Ok(None) };
+        let (mut source, mut counted, mut patience) = taken.map_err(|reason| refuse(Code::Busy, reason))?;
+        let batch = source.next().await;
+        counted.first_byte();
+        if !matches!(batch, Ok(Some(_))) {
+            counted.end(outcome(&batch));
+        }
+        let Some(batch) = batch? else { return Ok(None) };
         patience.moved(batch.data_body.len() as u64);
-        *lock(&slot) = Ok((source, patience));
+        *lock(&slot) = Ok((source, counted, patience));
         Ok(Some((batch, slot)))
     });
     futures::StreamExt::chain(futures::stream::iter([Ok(header)]), batches)
 }
 
 /// A get between two messages, or why there is none.
-type Slot<S> = Mutex<Result<(S, Patience), String>>;
+type Slot<S> = Mutex<Result<(S, Request, Patience), String>>;
 
-fn lock<S>(slot: &Slot<S>) -> std::sync::MutexGuard<'_, Result<(S, Patience), String>> {
+fn lock<S>(slot: &Slot<S>) -> std::sync::MutexGuard<'_, Result<(S, Request, Patience), String>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -95,8 +105,11 @@ async fn watch<S: Source>(store: StorageClient, slot: Weak<Slot<S>>) {
         tokio::time::sleep(LOOK).await;
         let Some(slot) = slot.upgrade() else { return };
         let mut state = lock(&slot);
-        let cut = state.as_mut().ok().and_then(|(_, patience)| patience.waited(LOOK, store.pressed()));
+        let cut = state.as_mut().ok().and_then(|(_, _, patience)| patience.waited(LOOK, store.pressed()));
         if let Some(reason) = cut {
+            if let Ok((_, counted, _)) = &mut *state {
+                counted.end(Err(Code::Busy));
+            }
             *state = Err(reason);
             return;
         }

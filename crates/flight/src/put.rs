@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use prost::Message;
-use sira_store::{StorageClient, StoreError, WriteOptions, Writer};
+use sira_store::{Operation, StorageClient, StoreError, WriteOptions, Writer};
 use sira_tensor::carrier::Column;
 use sira_tensor::{DType, TensorSpec};
 use sira_wire::many::ManyCommand;
@@ -21,15 +21,17 @@ use tonic::body::Body;
 use crate::input::{Head, Input};
 use crate::ipc::{self, Announced, Batch};
 use crate::put_many;
-use crate::status::{of_store, of_wire, refuse};
+use crate::status::{of_store, of_wire, outcome, refuse};
 
 /// Bytes of a row that is permuted: it must be gathered before it can be reordered.
 const MAX_PERMUTED_ROW: u64 = 64 << 20;
 
 /// Answers a `DoPut`.
 pub(crate) async fn handle(store: StorageClient, request: Request<Body>) -> Response<Body> {
-    let pressed = store.clone();
-    match put(&store, Input::new(request.into_body(), move || pressed.pressed())).await {
+    let (pressed, mut counted) = (store.clone(), store.request(Operation::Put));
+    let answer = put(&store, Input::new(request.into_body(), move || pressed.pressed())).await;
+    counted.end(outcome(&answer));
+    match answer {
         Ok(answer) => accepted(answer),
         Err(status) => status.into_http(),
     }

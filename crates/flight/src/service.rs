@@ -15,7 +15,7 @@ use arrow_flight::{
 use arrow_ipc::writer::IpcWriteOptions;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use sira_store::{Demands, StorageClient};
+use sira_store::{Demands, Operation, Reader, StorageClient};
 use sira_tensor::{TensorSpec, region};
 use sira_wire::many::ManyTicket;
 use sira_wire::{Code, Entry, Key, ListRequest, Ticket as Wanted};
@@ -27,7 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tower::Service;
 
 use crate::get_many::{self, Many};
-use crate::status::{of_store, of_wire, refuse, unsupported};
+use crate::status::{of_store, of_wire, outcome, refuse, unsupported};
 use crate::{actions, get, put};
 
 /// Keys of a page of `list_flights`; its stream is as long as the listing.
@@ -110,6 +110,33 @@ impl Flight {
         Ok((key, ticket))
     }
 
+    /// Begins to read what a ticket of one tensor asks for.
+    async fn reader(&self, ticket: &[u8]) -> Result<Reader, Status> {
+        let (key, ticket) = Wanted::parse(ticket).map_err(|e| of_wire(&e))?;
+        let demands = Demands { version: ticket.version, kv_spec: ticket.kv_spec, exact: ticket.exact };
+        let snapshot = self.store.snapshot(&key, &demands).map_err(of_store)?;
+        let part = snapshot.part(ticket.part.as_deref()).map_err(of_store)?;
+        snapshot.read(part, &ticket.slice).await.map_err(of_store)
+    }
+
+    /// The FlightInfo that a descriptor asks for.
+    fn info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
+        let (key, ticket) = Self::wanted(&descriptor)?;
+        let entry = self.store.info(&key).map_err(of_store)?;
+        if !entry.parts.is_empty() && ticket.part.is_none() {
+            return parts_info(&entry, descriptor);
+        }
+        flight_info(&entry, &self.sliced(&key, &ticket)?, ticket, descriptor)
+    }
+
+    /// The schema of what a descriptor asks for.
+    fn schema(&self, descriptor: &FlightDescriptor) -> Result<SchemaResult, Status> {
+        let (key, ticket) = Self::wanted(descriptor)?;
+        let (_, schema) = get::carrier(&self.sliced(&key, &ticket)?);
+        let result = SchemaResult::try_from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
+        result.map_err(|e| refuse(Code::Internal, e.to_string()))
+    }
+
     /// What a get of `ticket` will send.
     fn sliced(&self, key: &Key, ticket: &Wanted) -> Result<TensorSpec, Status> {
         let spec = self.store.spec(key, ticket.part.as_deref()).map_err(of_store)?;
@@ -175,12 +202,25 @@ impl FlightService for Flight {
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
-        let request = ListRequest::parse(&request.into_inner().expression).map_err(|e| of_wire(&e))?;
+        let mut counted = self.store.request(Operation::List);
+        let request = ListRequest::parse(&request.into_inner().expression).map_err(|e| of_wire(&e));
+        if request.is_err() {
+            counted.end(outcome(&request));
+        }
+        let request = request?;
         let left = request.limit.unwrap_or(usize::MAX);
-        let state = (self.store.clone(), request.prefix, Some(request.after), left);
-        let pages = futures::stream::try_unfold(state, |(store, prefix, after, left)| async move {
-            let Some(after) = after.filter(|_| left > 0) else { return Ok(None) };
-            let (entries, next) = store.list(&prefix, after.as_deref(), left.min(PAGE)).map_err(of_store)?;
+        let state = (self.store.clone(), counted, request.prefix, Some(request.after), left);
+        let pages = futures::stream::try_unfold(state, |(store, mut counted, prefix, after, left)| async move {
+            let Some(after) = after.filter(|_| left > 0) else {
+                counted.end(Ok(()));
+                return Ok(None);
+            };
+            let page = store.list(&prefix, after.as_deref(), left.min(PAGE)).map_err(of_store);
+            counted.first_byte();
+            if page.is_err() {
+                counted.end(outcome(&page));
+            }
+            let (entries, next) = page?;
             let left = left - entries.len();
             let infos: Vec<_> = entries
                 .iter()
@@ -193,20 +233,16 @@ impl FlightService for Flight {
                     }
                 })
                 .collect();
-            Ok::<_, Status>(Some((futures::stream::iter(infos), (store, prefix, next.map(Some), left))))
+            Ok::<_, Status>(Some((futures::stream::iter(infos), (store, counted, prefix, next.map(Some), left))))
         });
         Ok(Response::new(pages.try_flatten().boxed()))
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
-        let descriptor = request.into_inner();
-        let (key, ticket) = Self::wanted(&descriptor)?;
-        let entry = self.store.info(&key).map_err(of_store)?;
-        if !entry.parts.is_empty() && ticket.part.is_none() {
-            return Ok(Response::new(parts_info(&entry, descriptor)?));
-        }
-        let spec = self.sliced(&key, &ticket)?;
-        Ok(Response::new(flight_info(&entry, &spec, ticket, descriptor)?))
+        let mut counted = self.store.request(Operation::Lookup);
+        let info = self.info(request.into_inner());
+        counted.end(outcome(&info));
+        info.map(Response::new)
     }
 
     async fn poll_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
@@ -214,25 +250,29 @@ impl FlightService for Flight {
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
-        let (key, ticket) = Self::wanted(&request.into_inner())?;
-        let (_, schema) = get::carrier(&self.sliced(&key, &ticket)?);
-        let result = SchemaResult::try_from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
-        Ok(Response::new(result.map_err(|e| refuse(Code::Internal, e.to_string()))?))
+        let mut counted = self.store.request(Operation::Lookup);
+        let schema = self.schema(&request.into_inner());
+        counted.end(outcome(&schema));
+        schema.map(Response::new)
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        let mut counted = self.store.request(Operation::Get);
         let ticket = request.into_inner().ticket;
         if let Some(many) = ManyTicket::parse(&ticket) {
-            let (keys, ticket) = many.map_err(|e| of_wire(&e))?;
+            let many = many.map_err(|e| of_wire(&e));
+            if many.is_err() {
+                counted.end(outcome(&many));
+            }
+            let (keys, ticket) = many?;
             let many = Many::new(self.store.clone(), keys, ticket);
-            return Ok(Response::new(get::watched(&self.store, get_many::header(), many).boxed()));
+            return Ok(Response::new(get::watched(&self.store, get_many::header(), many, counted).boxed()));
         }
-        let (key, ticket) = Wanted::parse(&ticket).map_err(|e| of_wire(&e))?;
-        let demands = Demands { version: ticket.version, kv_spec: ticket.kv_spec, exact: ticket.exact };
-        let snapshot = self.store.snapshot(&key, &demands).map_err(of_store)?;
-        let part = snapshot.part(ticket.part.as_deref()).map_err(of_store)?;
-        let reader = snapshot.read(part, &ticket.slice).await.map_err(of_store)?;
-        Ok(Response::new(get::messages(&self.store, reader).boxed()))
+        let reader = self.reader(&ticket).await;
+        if reader.is_err() {
+            counted.end(outcome(&reader));
+        }
+        Ok(Response::new(get::messages(&self.store, reader?, counted).boxed()))
     }
 
     async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
@@ -241,8 +281,13 @@ impl FlightService for Flight {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
-        let body = actions::run(&self.store, &request.into_inner()).await?;
-        let result = arrow_flight::Result { body: body.into() };
+        let action = request.into_inner();
+        let counted = actions::operation(&action).map(|operation| self.store.request(operation));
+        let body = actions::run(&self.store, &action).await;
+        if let Some(mut counted) = counted {
+            counted.end(outcome(&body));
+        }
+        let result = arrow_flight::Result { body: body?.into() };
         Ok(Response::new(futures::stream::iter([Ok(result)]).boxed()))
     }
 

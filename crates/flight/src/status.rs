@@ -36,3 +36,8 @@ pub(crate) fn refuse(code: Code, message: impl Into<String>) -> Status {
 pub(crate) fn unsupported(message: &str) -> Status {
     refuse(Code::Unsupported, message)
 }
+
+/// How a request ended, as it is counted.
+pub(crate) fn outcome<T>(answer: &Result<T, Status>) -> Result<(), Code> {
+    answer.as_ref().map_or_else(|status| Err(Code::of_message(status.message()).unwrap_or(Code::Internal)), |_| Ok(()))
+}

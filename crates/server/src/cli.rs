@@ -61,6 +61,9 @@ struct ServeArgs {
     /// Folder of the data [default: ./data]
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
+    /// Address and port of health and metrics over HTTP, or off [default: 127.0.0.1, one above the server's port]
+    #[arg(long, value_name = "ADDRESS|off")]
+    admin: Option<String>,
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -169,7 +172,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(args) => {
-            let flags = Flags { listen: args.listen, data: args.data };
+            let flags = Flags { listen: args.listen, data: args.data, admin: args.admin };
             let config = Config::from_process(args.config.as_deref(), flags).map_err(|error| refused(&error))?;
             runtime(true)?.block_on(serve::run(config))
         }

@@ -1,5 +1,6 @@
 //! The program `sira`: command line, configuration, start-up and drain.
 
+mod admin;
 pub mod cli;
 mod commands;
 pub mod config;

@@ -5,8 +5,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sira::config::{Backend, Config, ConfigError, Flags, ObjectPlace, RocksCompression, Sources};
+use sira::config::{AdminListen, Backend, Config, ConfigError, Flags, ObjectPlace, RocksCompression, Sources};
 use sira_wire::Consistency;
+use sira_wire::namespace::Mode;
 
 const SEED: &str = include_str!("seed.toml");
 const SAMPLE: &str = include_str!("../../../docs/sira.example.toml");
@@ -94,6 +95,29 @@ fn the_seeds_example_loads_when_changed_only_there() {
 }
 
 #[test]
+fn namespaces_are_read_and_held_against_the_backends() {
+    let config = load(
+        "[namespaces.kv]\nmode = \"cache\"\nttl = \"1h\"\nlimits = { memory = \"1 GiB\", object = 1000 }\n[namespaces.\"a b\"]\nread_only = true\ncodecs = { rocksdb = \"zstd:3\" }",
+    )
+    .unwrap();
+    let kv = &config.namespaces["kv"];
+    assert_eq!((kv.mode, kv.ttl, kv.limits["memory"], kv.limits["object"]), (Mode::Cache, Some(3600), GIB, 1000));
+    assert!(config.namespaces["a b"].read_only && config.namespaces["a b"].codecs["rocksdb"] == "zstd");
+    assert_eq!(load(&config.to_string()).unwrap(), config);
+    let text = "[namespaces.\"a/b\"]\n[namespaces.x]\nmode = \"cash\"\nlimit = 5\nlimits = { objekt = 5, memory = \"much\" }\ncodecs = { memory = \"none\", object = \"zst\" }";
+    let expected = [
+        ("sira.toml:1", "is no namespace"),
+        ("sira.toml:3", "one of `store`, `cache`"),
+        ("sira.toml:4", "unknown key `limit`"),
+        ("sira.toml:5", "did you mean `object`?"),
+        ("sira.toml:5", "must be a size"),
+        ("sira.toml:6", "`namespaces.x.codecs.memory`: there is no such tier"),
+        ("sira.toml:6", "`namespaces.x.codecs.object`"),
+    ];
+    assert_lines(&wrong(text), &expected);
+}
+
+#[test]
 fn without_anything_the_defaults_work() {
     let config = Config::load(&Sources { machine_memory: Some(3 * GIB), ..Sources::default() }).unwrap();
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:9095");
@@ -142,11 +166,12 @@ fn the_environment_is_over_the_file_and_flags_are_over_both() {
     let sources = Sources {
         file: Some(("sira.toml", text)),
         environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-        flags: Flags { listen: Some("localhost:3".into()), data: None },
+        flags: Flags { listen: Some("localhost:3".into()), data: None, admin: Some("off".into()) },
         machine_memory: None,
     };
     let config = Config::load(&sources).unwrap();
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:3");
+    assert_eq!(config.admin.listen, AdminListen::Off);
     assert_eq!(config.server.data_dir, Path::new("b"));
     assert_eq!(config.memory.limit, 512 << 20);
     assert!(!config.storage.enable_caching);
@@ -156,6 +181,23 @@ fn the_environment_is_over_the_file_and_flags_are_over_both() {
     let [rule] = &config.storage.rules[..] else { panic!("{:?}", config.storage.rules) };
     let glob = rule.pattern.as_ref().unwrap().compile_matcher();
     assert!(glob.is_match("cache:ns/a/b") && !glob.is_match("data:ns/a"));
+}
+
+#[test]
+fn the_admin_port_follows_the_servers_unless_it_is_chosen() {
+    let admin = |text: &str| {
+        let config = load(text).unwrap();
+        assert_eq!(load(&config.to_string()).unwrap(), config, "it reads back as the same");
+        (config.admin.listen, config.admin.listen.address(config.server.listen).map(|address| address.to_string()))
+    };
+    let beside = |address: &str| (AdminListen::Beside, Some(address.to_owned()));
+    assert_eq!(admin(""), beside("127.0.0.1:9096"));
+    assert_eq!(admin("[server]\nlisten = \"[::1]:7000\""), beside("127.0.0.1:7001"));
+    assert_eq!(admin("[server]\nlisten = \"127.0.0.1:0\""), beside("127.0.0.1:0"));
+    assert_eq!(admin("[server]\nlisten = \"127.0.0.1:65535\"").1, None);
+    let (listen, address) = admin("[admin]\nlisten = \"localhost:1\"");
+    assert_eq!((listen, address.as_deref()), (AdminListen::At("127.0.0.1:1".parse().unwrap()), Some("127.0.0.1:1")));
+    assert_eq!(admin("[admin]\nlisten = \"off\""), (AdminListen::Off, None));
 }
 
 /// The paths of all values in a TOML table.
@@ -191,7 +233,7 @@ fn wrong_variables_and_flags_are_named() {
     assert_lines(&lines(&[("SIRA_MEMORY__LIMIT", "lots")]), &[("SIRA_MEMORY__LIMIT", "must be a size")]);
     assert_lines(&lines(&[("SIRA_STORAGE__ENABLE_CACHING", "yes")]), &[("SIRA_STORAGE__ENABLE_CACHING", "true or false")]);
     assert_lines(&lines(&[("SIRA_STORAGE__ROUTING__RULES", "[{")]), &[("SIRA_STORAGE__ROUTING__RULES", "not TOML")]);
-    let flags = Flags { listen: Some("0.0.0.0:9095".into()), data: None };
+    let flags = Flags { listen: Some("0.0.0.0:9095".into()), ..Flags::default() };
     let error = Config::load(&Sources { flags, ..Sources::default() }).unwrap_err();
     assert_lines(&error.lines().collect::<Vec<_>>(), &[("--listen", "not a loopback address")]);
 }
@@ -214,6 +256,10 @@ fn whatever_is_wrong_is_refused_with_its_line_and_what_would_be_right() {
         ("[server]\nlisten = \"9095\"", "2", "not an address with a port"),
         ("[server]\nlisten = \"192.168.0.1:9095\"", "2", "TLS and authentication are not part of this version"),
         ("[server]\nlisten = 9095", "2", "must be a text"),
+        ("[admin]\nlisten = \"9096\"", "2", "not an address with a port"),
+        ("[admin]\nlisten = \"0.0.0.0:9096\"", "2", "not a loopback address"),
+        ("[admin]\nlisten = \"of\"", "2", "\"off\" turns the admin port off"),
+        ("[admin]\nport = 1", "2", "unknown key `port` in [admin]; known here: `listen`"),
         ("[server.tls]\ncert = \"x\"", "1", "`server.tls` is not part of this version"),
         ("[storage]\nenable_caching = \"yes\"", "2", "must be true or false, not \"yes\""),
         ("[storage]\nconsistency = \"strnog\"", "2", "did you mean `strong`?"),

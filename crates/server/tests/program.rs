@@ -30,15 +30,14 @@ impl Server {
         let mut command = sira();
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(more);
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        match line.trim_end().strip_prefix("sira: listening on ") {
-            Some(url) => Server { url: url.to_owned(), process },
+        let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
+        match lines.find_map(|line| line.strip_prefix("sira: listening on ").map(str::to_owned)) {
+            Some(url) => Server { url, process },
             None => {
                 let mut stderr = String::new();
                 process.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
                 process.wait().unwrap();
-                unreachable!("no server: {line:?}\n{stderr}")
+                unreachable!("no server:\n{stderr}")
             }
         }
     }

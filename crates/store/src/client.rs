@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use sira_backend::{BackendError, HealthStatus, Payload, StorageBackend, Survives};
+use sira_backend::{BackendError, HealthStatus, Payload, StorageBackend, StorageStats, Survives};
 use sira_codec::Chain;
 use sira_tensor::TensorSpec;
 use sira_wire::many::DATA;
@@ -23,6 +23,7 @@ use crate::hot::HotTier;
 use crate::kvspecs::KvSpecs;
 use crate::ledger::Ledger;
 use crate::namespaces::{Namespace, Namespaces};
+use crate::observe::{Meter, Observed, Question};
 use crate::part::PartSpec;
 use crate::pins::Pins;
 use crate::read::Reader;
@@ -30,7 +31,7 @@ use crate::record::{Part, TensorRecord};
 use crate::router::{PlacementRequest, Router, RoutingStrategy};
 use crate::seams::Seams;
 use crate::snapshot::{Demands, Snapshot};
-use crate::stats::{BackendStats, Counters, StoreStats};
+use crate::stats::{Counters, StoreStats};
 use crate::write::Writer;
 use crate::{StoreError, upkeep};
 
@@ -144,6 +145,9 @@ pub(crate) struct Inner {
 pub(crate) struct Tier {
     pub name: String,
     pub backend: Arc<dyn StorageBackend>,
+    pub meter: Arc<Meter>,
+    pub health: Question<HealthStatus>,
+    pub stats: Question<Result<StorageStats, String>>,
     /// The disk had plenty of room when last looked at, which is good until then.
     roomy_until: parking_lot::Mutex<Option<Instant>>,
 }
@@ -213,8 +217,11 @@ impl StorageClient {
 
     /// Adds a backend under `name`; a second one of that name replaces it.
     pub fn register_backend(&self, name: &str, backend: Arc<dyn StorageBackend>) {
-        let tier = Arc::new(Tier { name: name.to_string(), backend, roomy_until: parking_lot::Mutex::new(None) });
-        self.inner.tiers.write().insert(name.to_string(), tier);
+        let meter = Arc::<Meter>::default();
+        let backend = Arc::new(Observed::new(backend, meter.clone()));
+        let (name, roomy_until) = (name.to_string(), parking_lot::Mutex::new(None));
+        let tier = Arc::new(Tier { name, backend, meter, health: Question::default(), stats: Question::default(), roomy_until });
+        self.inner.tiers.write().insert(tier.name.clone(), tier);
     }
 
     /// Appends a routing strategy before the default.
@@ -338,24 +345,15 @@ impl StorageClient {
         }
     }
 
-    /// Counts, bytes and limits.
+    /// Counts, bytes and limits. A backend that does not answer in time is said so; it does not hold this up.
     pub async fn stats(&self) -> StoreStats {
         let inner = &self.inner;
-        let mut backends = BTreeMap::new();
-        for tier in inner.all_tiers() {
-            backends.insert(tier.name.clone(), BackendStats::of(tier.backend.stats().await));
-        }
-        inner.counters.snapshot(&inner.ledger, &inner.all_memory(), inner.behind.bytes(), backends)
+        inner.counters.snapshot(&inner.ledger, &inner.all_memory(), inner.behind.bytes(), inner.backend_stats().await)
     }
 
-    /// The health of each backend.
+    /// The health of each backend; one that does not answer within 2 seconds is unhealthy.
     pub async fn health(&self) -> BTreeMap<String, HealthStatus> {
-        let mut health = BTreeMap::new();
-        for tier in self.inner.all_tiers() {
-            let status = tier.backend.health_check().await.unwrap_or_else(|e| HealthStatus::Unhealthy(e.to_string()));
-            health.insert(tier.name.clone(), status);
-        }
-        health
+        self.inner.health().await
     }
 
     /// Moves the home of all keys that match the glob `pattern` from one backend to another, and says how many moved. Readers go

@@ -7,7 +7,7 @@ use sira_backend::Durability;
 
 use crate::StoreError;
 use crate::client::{Inner, needs};
-use crate::read::ChunkSource;
+use crate::read::{ChunkSource, inline};
 use crate::record::{TensorRecord, chunk_name};
 use crate::sink::ChunkSink;
 use crate::upkeep;
@@ -47,6 +47,10 @@ async fn move_one(inner: &Arc<Inner>, record: &TensorRecord, source: &str, targe
     ChunkSink::announce(inner, &home, &record.key, &write_id)?;
     let copied = async {
         for (index, part) in next.parts.iter_mut().enumerate() {
+            if let Some(bytes) = &mut part.inline {
+                // The index leaves them out; the next record has them again.
+                *bytes = inline(inner, &record, index).await?;
+            }
             for copy in part.copies.iter_mut().filter(|copy| copy.backend == source) {
                 let chunks = ChunkSource::new(inner, &record, index, copy.clone())?;
                 let chain = inner.options.codec.clone();

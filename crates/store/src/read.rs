@@ -53,7 +53,7 @@ impl Reader {
             .with_attributes(part.spec.attributes().clone())?;
         // What goes onto the wire is copied into a message, and two are under way.
         let wire = 2 * spec.nbytes().min(4 << 20);
-        count(if memory.is_some() { &inner.counters.hits } else { &inner.counters.misses }, 1);
+        inner.looked_up(part.copies.first().map(|copy| copy.backend.as_str()), memory.is_some());
         if let Some(namespace) = &place.namespace {
             count(&namespace.counters.gets, 1);
             count(&namespace.counters.hits, u64::from(memory.is_some()));

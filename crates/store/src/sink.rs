@@ -85,6 +85,7 @@ impl ChunkSink {
         let (stored, checksum, chain) = encoded.ok_or_else(|| StoreError::Internal(format!("codec {} failed", self.chain)))??;
         let chunk = Chunk { stored_bytes: stored.len() as u64, checksum, chain };
         self.put(&chunk_name(&self.write_id, self.part, cell), stored).await?;
+        self.home.meter.encoded(self.grid.region_bytes(&self.grid.cell(cell)), chunk.stored_bytes);
         Ok(chunk)
     }
 

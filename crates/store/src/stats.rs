@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
-use sira_backend::{BackendError, StorageStats};
+use sira_backend::StorageStats;
 
+use crate::StorageClient;
+use crate::client::Inner;
 use crate::hot::HotTier;
 use crate::ledger::Ledger;
+use crate::observe::{BackendMeasurements, Latency, Measured, Requests};
 
 /// Counters since the start.
 #[derive(Default)]
@@ -22,6 +25,7 @@ pub(crate) struct Counters {
     pub hits: AtomicU64,
     pub misses: AtomicU64,
     pub corrupt: AtomicU64,
+    pub requests: Requests,
 }
 
 /// The answer of `stats`.
@@ -31,6 +35,10 @@ pub struct StoreStats {
     pub operations: OperationStats,
     /// Memory.
     pub memory: MemoryStats,
+    /// Share of the gets that were answered from memory, 0 to 1; `None` before the first.
+    pub hit_ratio: Option<f64>,
+    /// Bytes of chunks before they were encoded, for one byte stored; `None` before the first. Tensors in their record are left out.
+    pub compression_ratio: Option<f64>,
     /// Each backend, by name.
     pub backends: BTreeMap<String, BackendStats>,
 }
@@ -73,7 +81,7 @@ pub struct MemoryStats {
     pub misses: u64,
 }
 
-/// One backend, as far as it knows itself.
+/// One backend: what it knows of itself, and what was measured of it since the start.
 #[derive(Clone, Debug, Serialize)]
 pub struct BackendStats {
     /// Values stored.
@@ -85,13 +93,115 @@ pub struct BackendStats {
     /// Why the backend could not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// All calls together, but those that only ask the backend how it is: `stats` and `health_check`.
+    pub total: CallStats,
+    /// Each kind of call; kinds that were never called are left out.
+    pub operations: BTreeMap<&'static str, CallStats>,
+    /// Bytes of values put.
+    pub bytes_in: u64,
+    /// Bytes of values got.
+    pub bytes_out: u64,
+    /// Share of the gets of tensors whose home this is that were answered from memory.
+    pub hit_ratio: Option<f64>,
+    /// Bytes of chunks before they were encoded, for one byte stored here.
+    pub compression_ratio: Option<f64>,
+    #[serde(skip)]
+    raw_bytes: u64,
+    #[serde(skip)]
+    stored_bytes: u64,
+}
+
+/// Calls of one kind. Latencies are of those that went well; `None` where none did. Quantiles are as exact as the buckets they are read from.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct CallStats {
+    /// How many went well.
+    pub ok: u64,
+    /// How many failed, or were given up by their caller.
+    pub failed: u64,
+    /// Milliseconds on average.
+    pub mean_ms: Option<f64>,
+    /// Milliseconds that 95 of 100 did not exceed.
+    pub p95_ms: Option<f64>,
+    /// Milliseconds that 99 of 100 did not exceed.
+    pub p99_ms: Option<f64>,
+}
+
+fn ratio(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+impl CallStats {
+    fn of<'a>(rows: impl Iterator<Item = &'a Measured>) -> CallStats {
+        let (mut ok, mut failed) = (Latency::default(), 0);
+        for row in rows {
+            match row.outcome {
+                "ok" => ok.add(&row.latency),
+                _ => failed += row.latency.count(),
+            }
+        }
+        // To the microsecond.
+        let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6).round() / 1e3);
+        CallStats {
+            ok: ok.count(),
+            failed,
+            mean_ms: milliseconds(ok.mean()),
+            p95_ms: milliseconds(ok.quantile(0.95)),
+            p99_ms: milliseconds(ok.quantile(0.99)),
+        }
+    }
+}
+
+fn calls(measured: &[Measured]) -> BTreeMap<&'static str, CallStats> {
+    let called = measured.iter().filter(|row| row.latency.count() > 0).map(|row| row.operation);
+    called.map(|kind| (kind, CallStats::of(measured.iter().filter(|row| row.operation == kind)))).collect()
 }
 
 impl BackendStats {
-    pub(crate) fn of(stats: Result<StorageStats, BackendError>) -> BackendStats {
-        let error = stats.as_ref().err().map(ToString::to_string);
+    pub(crate) fn of(stats: Result<StorageStats, String>, measured: &BackendMeasurements) -> BackendStats {
+        let error = stats.as_ref().err().cloned();
         let stats = stats.unwrap_or_default();
-        BackendStats { values: stats.values, used_bytes: stats.used_bytes, available_bytes: stats.available_bytes, error }
+        BackendStats {
+            values: stats.values,
+            used_bytes: stats.used_bytes,
+            available_bytes: stats.available_bytes,
+            error,
+            total: CallStats::of(measured.calls.iter().filter(|row| !matches!(row.operation, "stats" | "health_check"))),
+            operations: calls(&measured.calls),
+            bytes_in: measured.bytes_in,
+            bytes_out: measured.bytes_out,
+            hit_ratio: ratio(measured.hits, measured.hits + measured.misses),
+            compression_ratio: ratio(measured.raw_bytes, measured.stored_bytes),
+            raw_bytes: measured.raw_bytes,
+            stored_bytes: measured.stored_bytes,
+        }
+    }
+}
+
+/// Everything that was measured, with its histograms.
+#[derive(Clone, Debug)]
+pub struct Measurements {
+    /// Requests of clients.
+    pub requests: Vec<Measured>,
+    /// Calls of each backend, by its name.
+    pub backends: BTreeMap<String, BackendMeasurements>,
+}
+
+impl StorageClient {
+    /// Everything that was measured; asks no backend.
+    pub fn measurements(&self) -> Measurements {
+        let tiers = self.inner.all_tiers();
+        let backends = tiers.iter().map(|tier| (tier.name.clone(), tier.meter.read())).collect();
+        Measurements { requests: self.inner.counters.requests.read(), backends }
+    }
+}
+
+impl Inner {
+    /// Counts a get that found its tensor in memory, or goes to its home: a backend, or the record backend where the record names none.
+    pub fn looked_up(&self, home: Option<&str>, hit: bool) {
+        if hit { &self.counters.hits } else { &self.counters.misses }.fetch_add(1, Ordering::Relaxed);
+        if let Ok(tier) = self.tier(home.unwrap_or(&self.options.record_backend)) {
+            tier.meter.looked_up(hit);
+        }
     }
 }
 
@@ -104,6 +214,7 @@ impl Counters {
         backends: BTreeMap<String, BackendStats>,
     ) -> StoreStats {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let all = |bytes: fn(&BackendStats) -> u64| backends.values().map(bytes).sum();
         StoreStats {
             operations: OperationStats {
                 puts: of(&self.puts),
@@ -123,6 +234,8 @@ impl Counters {
                 hits: of(&self.hits),
                 misses: of(&self.misses),
             },
+            hit_ratio: ratio(of(&self.hits), of(&self.hits) + of(&self.misses)),
+            compression_ratio: ratio(all(|stats| stats.raw_bytes), all(|stats| stats.stored_bytes)),
             backends,
         }
     }

@@ -65,8 +65,19 @@ const CODES: [(Code, &str); 18] = [
 ];
 
 impl Code {
+    /// Every code.
+    pub const ALL: [Code; CODES.len()] = {
+        let mut all = [Code::Internal; CODES.len()];
+        let mut at = 0;
+        while at < CODES.len() {
+            all[at] = CODES[at].0;
+            at += 1;
+        }
+        all
+    };
+
     /// The word: `SIRA_NOT_FOUND`.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         CODES[self as usize].1
     }
 

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 
 use super::units::{exact_duration, exact_size};
-use super::{Backend, Config, ObjectPlace};
+use super::{AdminListen, Backend, Config, ObjectPlace, namespaces};
 
 /// A TOML string.
 fn quote(text: impl Display) -> String {
@@ -14,6 +14,18 @@ fn size(bytes: u64) -> String {
     quote(exact_size(bytes))
 }
 
+impl Config {
+    /// The line of `admin.listen`; a comment where nobody chose, since an address that is written must be free.
+    fn admin_listen(&self) -> String {
+        match (self.admin.listen, self.admin.listen.address(self.server.listen)) {
+            (AdminListen::Beside, Some(address)) => format!("# listen = {}: the default, if that port is free\n", quote(address)),
+            (_, Some(address)) => format!("listen = {}\n", quote(address)),
+            (AdminListen::Beside, None) => "# listen: no port is left above the server's\n".to_owned(),
+            (_, None) => "listen = \"off\"\n".to_owned(),
+        }
+    }
+}
+
 impl Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let duration = |value| quote(exact_duration(value));
@@ -21,6 +33,7 @@ impl Display for Config {
         writeln!(f, "listen = {}", quote(self.server.listen))?;
         writeln!(f, "data_dir = {}", quote(self.server.data_dir.display()))?;
         writeln!(f, "drain_timeout = {}", duration(self.server.drain_timeout))?;
+        write!(f, "\n[admin]\n{}", self.admin_listen())?;
         writeln!(f, "\n[memory]\nlimit = {}", size(self.memory.limit))?;
         let storage = &self.storage;
         writeln!(f, "\n[storage]")?;
@@ -57,7 +70,8 @@ impl Display for Config {
         writeln!(f, "scrub_interval = {}", duration(maintenance.scrub_interval))?;
         writeln!(f, "reap_interval = {}", duration(maintenance.reap_interval))?;
         writeln!(f, "tombstone_grace = {}", duration(maintenance.tombstone_grace))?;
-        writeln!(f, "orphan_age = {}", duration(maintenance.orphan_age))
+        writeln!(f, "orphan_age = {}", duration(maintenance.orphan_age))?;
+        self.namespaces.iter().try_for_each(|(name, policy)| namespaces::write(f, name, policy))
     }
 }
 
@@ -67,14 +81,10 @@ impl Display for Backend {
         if let Some(path) = self.folder() {
             writeln!(f, "path = {}", quote(path.display()))?;
         }
-        let limit = match self {
-            Backend::Memory { max_size } => Some(*max_size),
-            Backend::File { max_size, .. } | Backend::RocksDb { max_size, .. } | Backend::Object { max_size, .. } => *max_size,
-        };
         if let Backend::Object { place: ObjectPlace::Url(url), .. } = self {
             writeln!(f, "url = {}", quote(url))?;
         }
-        if let Some(bytes) = limit {
+        if let Some(bytes) = self.limit() {
             writeln!(f, "max_size = {}", size(bytes))?;
         }
         match self {

@@ -5,13 +5,14 @@
 
 mod backends;
 mod display;
+mod namespaces;
 mod reader;
 mod schema;
 mod source;
 pub mod units;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, io};
@@ -19,6 +20,7 @@ use std::{fmt, io};
 use globset::Glob;
 use sira_codec::Chain;
 use sira_wire::Consistency;
+use sira_wire::namespace::Policy;
 
 use source::{Origin, Problem};
 
@@ -27,10 +29,14 @@ use source::{Origin, Problem};
 pub struct Config {
     /// `[server]`.
     pub server: Server,
+    /// `[admin]`.
+    pub admin: Admin,
     /// `[memory]`.
     pub memory: Memory,
     /// `[storage]`.
     pub storage: Storage,
+    /// `[namespaces.NAME]`: what holds for the keys of each.
+    pub namespaces: BTreeMap<String, Policy>,
 }
 
 /// `[server]`: where and how it runs.
@@ -42,6 +48,37 @@ pub struct Server {
     pub data_dir: PathBuf,
     /// `drain_timeout`: how long running calls may go on after a signal to stop, before they are cut off. Default: 30 s.
     pub drain_timeout: Duration,
+}
+
+/// `[admin]`: health and metrics over HTTP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admin {
+    /// `listen`: where. Loopback only. Default: [`AdminListen::Beside`].
+    pub listen: AdminListen,
+}
+
+/// Where the admin port is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AdminListen {
+    /// Nobody chose: on 127.0.0.1, one above the server's port (any free one where that is 0), if nobody else has it.
+    #[default]
+    Beside,
+    /// At this address, or the server does not start.
+    At(SocketAddr),
+    /// Nowhere: `"off"`.
+    Off,
+}
+
+impl AdminListen {
+    /// The address to try beside a server at `server`; `None` where there is none.
+    pub fn address(self, server: SocketAddr) -> Option<SocketAddr> {
+        let port = if server.port() == 0 { Some(0) } else { server.port().checked_add(1) };
+        match self {
+            AdminListen::Beside => port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+            AdminListen::At(address) => Some(address),
+            AdminListen::Off => None,
+        }
+    }
 }
 
 /// `[memory]`: the ledger that every tensor byte in memory is counted in.
@@ -124,6 +161,14 @@ impl Backend {
             Backend::File { .. } => "file",
             Backend::RocksDb { .. } => "rocksdb",
             Backend::Object { .. } => "object",
+        }
+    }
+
+    /// `max_size`: bytes that it may hold, where that is limited.
+    pub fn limit(&self) -> Option<u64> {
+        match self {
+            Backend::Memory { max_size } => Some(*max_size),
+            Backend::File { max_size, .. } | Backend::RocksDb { max_size, .. } | Backend::Object { max_size, .. } => *max_size,
         }
     }
 
@@ -211,6 +256,8 @@ pub struct Flags {
     pub listen: Option<String>,
     /// `--data`.
     pub data: Option<String>,
+    /// `--admin`.
+    pub admin: Option<String>,
 }
 
 /// Where settings are read from.
@@ -265,9 +312,11 @@ impl Config {
         }
         let mut problems = Vec::new();
         source::overlay_environment(&mut tree, sources.environment.iter().cloned(), &mut problems);
-        for (flag, path, text) in
-            [("--listen", ["server", "listen"], &sources.flags.listen), ("--data", ["server", "data_dir"], &sources.flags.data)]
-        {
+        for (flag, path, text) in [
+            ("--listen", ["server", "listen"], &sources.flags.listen),
+            ("--data", ["server", "data_dir"], &sources.flags.data),
+            ("--admin", ["admin", "listen"], &sources.flags.admin),
+        ] {
             if let Some(text) = text {
                 let node = source::Node { origin: Origin::Flag(flag.into()), value: source::Value::Text(text.clone()) };
                 source::set(&mut tree, &path, node, &mut problems);

@@ -10,11 +10,11 @@ use sira_codec::{Chain, CodecError};
 use sira_store::catalog::RocksKv;
 use sira_wire::{Consistency, DEFAULT_PORT as PORT};
 
-use super::backends;
 use super::reader::{Located, Problems, Section, nearest, quoted};
 use super::source::{Node, Origin, Problem, Table, Value, section};
 use super::units::exact_size;
-use super::{Backend, Config, Maintenance, Memory, Rule, Server, Storage};
+use super::{Admin, AdminListen, Backend, Config, Maintenance, Memory, Rule, Server, Storage};
+use super::{backends, namespaces};
 
 /// How lower tiers keep what nobody chose a codec for: lossless, and made for floating-point tensors.
 const DEFAULT_CODEC: &str = "planes+zstd";
@@ -26,10 +26,11 @@ const WORKING_MEMORY: u64 = (64 << 20) + RocksKv::MEMORY;
 const PLANNED_STRATEGIES: [&str; 5] = ["intelligent", "performance", "cost", "load_balanced", "learned"];
 
 /// Every setting that has a fixed name, for [`meant`]; those of backends have the backend's name in them.
-const SETTINGS: [&str; 23] = [
+const SETTINGS: [&str; 24] = [
     "server.listen",
     "server.data_dir",
     "server.drain_timeout",
+    "admin.listen",
     "memory.limit",
     "storage.default_backend",
     "storage.record_backend",
@@ -57,6 +58,9 @@ pub(super) fn meant(given: &str) -> Option<String> {
     if let Some(backend) = given.strip_prefix("storage_backends_") {
         let named = |key: &str| backend.strip_suffix(key)?.strip_suffix('_').filter(|name| !name.is_empty());
         return backends::SETTINGS.into_iter().find_map(|key| Some(format!("storage.backends.{}.{key}", named(key)?)));
+    }
+    if let Some(namespace) = given.strip_prefix("namespaces_") {
+        return namespaces::meant(namespace);
     }
     SETTINGS.into_iter().find(|path| path.replace('.', "_") == given).map(str::to_owned)
 }
@@ -90,8 +94,11 @@ pub(super) fn read(tree: Table, file: Origin, found: Vec<Problem>, machine_memor
     let problems = Problems::default();
     let mut root = Section::new("", file, tree, &problems);
     let server = read_server(root.section("server"));
+    let admin = read_admin(root.section("admin"));
     let memory = read_memory(root.section("memory"), machine_memory);
     let storage = read_storage(root.section("storage"), &server, memory.value.limit, has_file_backends);
+    let backends: Vec<&str> = storage.backends.keys().map(String::as_str).collect();
+    let namespaces = namespaces::read(root.section("namespaces"), &backends);
     root.refuse("cluster", "one server is one node");
     root.refuse("auth", "the server listens on loopback only");
     root.finish();
@@ -110,7 +117,7 @@ pub(super) fn read(tree: Table, file: Origin, found: Vec<Problem>, machine_memor
     }
     let mut all = found;
     all.extend(problems.into_inner());
-    if all.is_empty() { Ok(Config { server, memory: memory.value, storage }) } else { Err(all) }
+    if all.is_empty() { Ok(Config { server, admin, memory: memory.value, storage, namespaces }) } else { Err(all) }
 }
 
 fn read_server(mut section: Section<'_>) -> Server {
@@ -126,6 +133,18 @@ fn read_server(mut section: Section<'_>) -> Server {
     section.refuse("tls", "the server listens on loopback only");
     section.finish();
     Server { listen, data_dir, drain_timeout }
+}
+
+fn read_admin(mut section: Section<'_>) -> Admin {
+    let listen = section.text("listen").map_or(AdminListen::Beside, |text| match text.value.as_str() {
+        "off" => AdminListen::Off,
+        address => parse_listen(address).map(AdminListen::At).unwrap_or_else(|message| {
+            section.problem(&text.origin, format!("{message}; \"off\" turns the admin port off"));
+            AdminListen::Off
+        }),
+    });
+    section.finish();
+    Admin { listen }
 }
 
 fn parse_listen(text: &str) -> Result<SocketAddr, String> {

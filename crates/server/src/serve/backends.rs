@@ -41,6 +41,9 @@ pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure
         let rule = Rule::new(pattern, bytes, &rule.backend).map_err(|error| Failure::Failed(error.to_string()))?;
         store.add_strategy(Box::new(rule));
     }
+    for (name, policy) in &config.namespaces {
+        store.configure_namespace(name, policy.clone()).map_err(|error| Failure::with(format_args!("namespace {name}"), error))?;
+    }
     store.start().await.map_err(not_started)?;
     Ok(store)
 }

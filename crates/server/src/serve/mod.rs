@@ -1,4 +1,4 @@
-//! The server: start-up, the one line that says it is ready, and the drain at its end.
+//! The server: start-up, the line that says it is ready, and the drain at its end.
 
 mod backends;
 mod calls;
@@ -16,20 +16,25 @@ use tokio::time::{self, MissedTickBehavior};
 use tracing_subscriber::EnvFilter;
 
 use crate::Failure;
+use crate::admin::Admin;
 use crate::config::Config;
 use calls::Calls;
 
 /// Serves until SIGTERM or SIGINT, then drains: no new calls, running ones to their end or the configured time, unwritten tensors to
 /// their backends. Calls that are cut off are no failure; a tensor that could not be written is one.
 ///
-/// The order of the start: log, lock of the data folder, port (so that a server that cannot listen touches no data), catalog and
-/// backends, and, once calls are answered, the line on standard output.
+/// The order of the start: log, lock of the data folder, ports (so that a server that cannot listen touches no data), catalog and
+/// backends, and, once calls are answered, the lines on standard output.
 pub async fn run(config: Config) -> Result<(), Failure> {
     start_log()?;
     let mut signals = Signals::new()?;
     let lock = lock::lock_data(&config.server.data_dir)?;
     let (listener, address) = listen(config.server.listen).await?;
+    let admin = Admin::start(&config).await?;
     let store = backends::open_store(&config).await?;
+    if let Some(admin) = &admin {
+        admin.opened(store.clone());
+    }
     let log = config.storage.metrics_interval.map(|interval| tokio::spawn(log_statistics(store.clone(), interval)));
 
     let (stop, mut stopped) = watch::channel(false);
@@ -39,7 +44,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     };
     let serving = store.clone();
     let mut calls = Calls::run(async move { sira_flight::serve(serving, listener, shutdown).await.map_err(|error| error.to_string()) })?;
-    announce(address)?;
+    announce(admin.as_ref().map(Admin::address), address)?;
 
     let ended = tokio::select! {
         name = signals.next() => {
@@ -51,6 +56,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     if let Some(ended) = ended {
         return Err(Failure::with("the server ended", ended.err().unwrap_or_else(|| "nobody asked it to".to_owned())));
     }
+    // Whoever spreads calls over servers looks here first.
+    if let Some(admin) = &admin {
+        admin.draining();
+    }
     let _ = stop.send(true);
     let drained = tokio::select! {
         drained = drain(&store, &mut calls, config.server.drain_timeout) => drained.map_err(|error| Failure::with("the drain failed", error)),
@@ -59,6 +68,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     calls.cut_off().await;
     if let Some(log) = log {
         log.abort();
+    }
+    if let Some(admin) = admin {
+        admin.close().await;
     }
     drop(lock);
     drained?;
@@ -109,10 +121,12 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failur
     Ok((listener, address))
 }
 
-/// The one line on standard output, for whoever started this and waits.
-fn announce(address: SocketAddr) -> Result<(), Failure> {
+/// What standard output says, for whoever started this and waits: the last line is that calls are answered.
+fn announce(admin: Option<SocketAddr>, address: SocketAddr) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "sira: listening on grpc://{address}")
+    admin
+        .map_or(Ok(()), |admin| writeln!(stdout, "sira: admin on http://{admin}"))
+        .and_then(|()| writeln!(stdout, "sira: listening on grpc://{address}"))
         .and_then(|()| stdout.flush())
         .map_err(|error| Failure::with("standard output", error))
 }
