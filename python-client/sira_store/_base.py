@@ -64,12 +64,13 @@ class Base:
 
     url: str
     _flight: flight.FlightClient
+    _headers: list[tuple[bytes, bytes]]
     _timeout: float | None
     _caches: Caches
 
     def _options(self, deadline: Deadline | None = None) -> flight.FlightCallOptions:
         timeout = self._timeout if deadline is None else deadline.within(self._timeout)
-        return flight.FlightCallOptions(timeout=timeout)
+        return flight.FlightCallOptions(timeout=timeout, headers=self._headers)
 
     def _action(self, name: str, deadline: Deadline | None = None, /, **body: Any) -> dict[str, Any]:
         return self._act(name, _wire.dumps({"v": 1, **body}), deadline)

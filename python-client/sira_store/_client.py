@@ -76,6 +76,7 @@ class Client(Lookups, Puts, Gets):
     ) -> None:
         self.url = url if "://" in url else f"grpc://{url}"
         """Where the server is."""
+        self._headers = []
         self._timeout = timeout
         self._lookup_deadline = lookup_deadline
         self._caches = Caches(cache_namespaces)
