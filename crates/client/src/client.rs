@@ -12,12 +12,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sira_tensor::TensorSpec;
 use sira_wire::{
-    Code, DEFAULT_PORT, DeleteAnswer, DeleteRequest, Entry, ExistsAnswer, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions,
+    Code, DEFAULT_PORT, DeleteAnswer, DeleteRequest, EmptyRequest, Entry, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions,
     Ticket, VERSION, WireError,
 };
 use tokio::io::AsyncRead;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::lookup::Lookups;
 use crate::put::{self, Failure, Pieces};
 use crate::{ClientError, GetOptions, TensorStream, message};
 
@@ -27,10 +29,11 @@ pub const DEFAULT_URL: &str = "grpc://127.0.0.1:9095";
 /// Bytes of the largest message taken: a message holds at most 4 MiB of tensor, an answer in JSON may be larger.
 const MAX_MESSAGE: usize = 64 << 20;
 
-/// A connection to a server; clones share it.
+/// A connection to a server; clones share it. What it can do stands in the [crate's overview](crate).
 #[derive(Clone, Debug)]
 pub struct Client {
-    flight: FlightServiceClient<Channel>,
+    pub(crate) flight: FlightServiceClient<Channel>,
+    pub(crate) lookups: Lookups,
 }
 
 /// The answer of `health`.
@@ -47,29 +50,67 @@ pub struct Health {
 impl Client {
     /// Connects to `grpc://host:port`; `http://` and `grpc+tcp://` mean the same, the port is 9095 where none is given.
     pub async fn connect(url: &str) -> Result<Client, ClientError> {
-        let endpoint = Endpoint::from_shared(http_url(url)?)
-            .map_err(|error| ClientError::BadUrl { url: url.to_owned(), reason: error.to_string() })?
-            .connect_timeout(Duration::from_secs(10))
-            .tcp_nodelay(true)
-            // Room for a few messages on the way, where HTTP/2's own 64 KiB would wait for each round trip.
-            .initial_stream_window_size(8 << 20)
-            .initial_connection_window_size(16 << 20);
-        let channel = endpoint.connect().await.map_err(|error| match ClientError::from(error) {
+        let channel = endpoint(url)?.connect().await.map_err(|error| match ClientError::from(error) {
             ClientError::Transport { reason, .. } => ClientError::Transport { context: format!("no connection to {url}"), reason },
             other => other,
         })?;
-        Ok(Client { flight: FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE) })
+        Ok(Client::over(channel))
+    }
+
+    /// A client that connects with its first call, so that it can be made while the server is absent; calls then fail until it is there.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), sira_client::ClientError> {
+    /// use sira_client::Client;
+    ///
+    /// let client = Client::connect_lazy("grpc://127.0.0.1:1")?.with_cache_namespaces(["kv"]);
+    /// // Nothing listens there. In a cache that is a miss; anywhere else it would be an error.
+    /// assert_eq!(client.exists("kv/block-1").await?, None);
+    /// assert!(client.exists("weights/w").await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn connect_lazy(url: &str) -> Result<Client, ClientError> {
+        Ok(Client::over(endpoint(url)?.connect_lazy()))
+    }
+
+    fn over(channel: Channel) -> Client {
+        Client { flight: FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE), lookups: Lookups::default() }
     }
 
     /// Puts a tensor whose bytes (row-major, little-endian) are at hand; they are sent without being copied.
     ///
     /// `spec` says what the tensor is; of `options`, codec, ttl, consistency, condition and further attributes are used.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use sira_client::{DType, PutOptions, TensorSpec};
+    ///
+    /// let spec = TensorSpec::new(DType::Float32, vec![2, 3])?.with_axes(vec!["token".into(), "dim".into()])?;
+    /// let options = PutOptions { ttl: Some(60), codec: Some("planes+zstd".into()), ..PutOptions::default() };
+    /// let answer = client.put("demo/a", &spec, vec![0u8; 24], options).await?;
+    /// println!("{} has version {}", answer.key, answer.version);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn put(&self, key: &str, spec: &TensorSpec, data: impl Into<Bytes>, options: PutOptions) -> Result<PutAnswer, ClientError> {
         let data = data.into();
         self.put_pieces(key, spec, Box::pin(stream::once(async { Ok(data) })), options).await
     }
 
     /// Puts a tensor whose bytes are read as they are sent. A source that fails, or that has another length than the tensor, stores nothing.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use sira_client::{DType, PutOptions, TensorSpec};
+    ///
+    /// let spec = TensorSpec::new(DType::BFloat16, vec![32, 1 << 20, 128])?;
+    /// let file = tokio::fs::File::open("cache.bin").await?;
+    /// client.put_reader("demo/large", &spec, file, PutOptions::default()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn put_reader(
         &self,
         key: &str,
@@ -81,6 +122,18 @@ impl Client {
     }
 
     /// Puts a tensor whose bytes come in pieces of any length, as [`Client::put_reader`] does.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use bytes::Bytes;
+    /// use sira_client::{DType, PutOptions, TensorSpec};
+    ///
+    /// let spec = TensorSpec::new(DType::UInt8, vec![4096, 1000])?;
+    /// let rows = futures::stream::iter((0..4096).map(|_| Ok(Bytes::from(vec![0u8; 1000]))));
+    /// client.put_stream("demo/rows", &spec, rows, PutOptions::default()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn put_stream(
         &self,
         key: &str,
@@ -119,29 +172,57 @@ impl Client {
     }
 
     /// Opens a tensor: its spec is known when this returns, its bytes come from the [`TensorStream`].
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use sira_client::GetOptions;
+    ///
+    /// let slice = [("layer".to_owned(), [0, 4]), ("token".to_owned(), [512, 1024])].into();
+    /// let mut tensor = client.get("demo/a", &GetOptions { slice, ..GetOptions::default() }).await?;
+    /// println!("{} {:?}", tensor.spec().dtype(), tensor.spec().shape());
+    /// while let Some(piece) = tensor.next().await? {
+    ///     println!("{} bytes", piece.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn get(&self, key: &str, options: &GetOptions) -> Result<TensorStream, ClientError> {
         let key: Key = key.parse()?;
-        let ticket = Ticket { version: options.version, slice: options.slice.clone(), ..Ticket::whole(&key) };
+        let ticket = Ticket {
+            version: options.version,
+            slice: options.slice.clone(),
+            part: options.part.clone(),
+            kv_spec: options.kv_spec.clone(),
+            exact: options.exact,
+            ..Ticket::whole(&key)
+        };
         let ticket = FlightTicket::new(json(&ticket)?);
         TensorStream::open(self.flight.clone().do_get(ticket).await?.into_inner()).await
     }
 
     /// What the server says of a key.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let entry = client.info("demo/a").await?;
+    /// println!("{} bytes, {} as stored, in {:?}", entry.nbytes, entry.stored_bytes, entry.tiers);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn info(&self, key: &str) -> Result<Entry, ClientError> {
         self.action("info", &key_request(key)?).await
     }
 
-    /// The version of a key; `None` where there is no such key.
-    pub async fn exists(&self, key: &str) -> Result<Option<u64>, ClientError> {
-        let answer: ExistsAnswer = self.action("exists", &key_request(key)?).await?;
-        match (answer.exists, answer.version) {
-            (true, None) => Err(ClientError::protocol("a key that exists without a version")),
-            (true, version) => Ok(version),
-            (false, _) => Ok(None),
-        }
-    }
-
     /// Deletes a key, or only this version of it; says whether there was one.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// if !client.delete("demo/a", None).await? {
+    ///     println!("there was none");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn delete(&self, key: &str, version: Option<u64>) -> Result<bool, ClientError> {
         let request = key_request(key)?;
         let request = DeleteRequest { v: request.v, key: request.key, condition: version.map(|version| version.to_string()) };
@@ -149,34 +230,71 @@ impl Client {
     }
 
     /// A page of keys in byte order; the answer's `next` is the `after` of the next request.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use sira_client::ListRequest;
+    ///
+    /// let page = client.list(&ListRequest { prefix: "demo/".into(), limit: Some(100), ..ListRequest::default() }).await?;
+    /// for entry in &page.entries {
+    ///     println!("{}", entry.key);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn list(&self, request: &ListRequest) -> Result<ListAnswer, ClientError> {
         self.action("list", request).await
     }
 
     /// Counts, bytes and limits of the server, as its JSON.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// println!("{:#}", client.stats().await?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn stats(&self) -> Result<serde_json::Value, ClientError> {
-        self.action("stats", &Empty { v: VERSION }).await
+        self.action("stats", &EmptyRequest { v: VERSION }).await
     }
 
     /// Whether the server and its backends work.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let health = client.health().await?;
+    /// println!("{} {}", health.version, health.status);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn health(&self) -> Result<Health, ClientError> {
-        self.action("health", &Empty { v: VERSION }).await
+        self.action("health", &EmptyRequest { v: VERSION }).await
     }
 
-    async fn action<T: DeserializeOwned>(&self, name: &str, body: &impl Serialize) -> Result<T, ClientError> {
-        let action = Action::new(name, json(body)?);
-        let mut results = self.flight.clone().do_action(action).await?.into_inner();
-        let first = results.message().await?.ok_or_else(|| ClientError::protocol(format!("{name} without an answer")))?;
-        let answer = parse(&first.body)?;
+    /// Runs an action whose answer is one JSON object.
+    pub(crate) async fn action<T: DeserializeOwned>(&self, name: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        answer(name, self.ask(name, json(body)?).await?)
+    }
+
+    /// Runs an action; its first result, in bytes.
+    pub(crate) async fn ask(&self, name: &str, body: Vec<u8>) -> Result<Option<Bytes>, Status> {
+        let mut results = self.flight.clone().do_action(Action::new(name, body)).await?.into_inner();
+        let first = results.message().await?;
         while results.message().await?.is_some() {}
-        Ok(answer)
+        Ok(first.map(|result| result.body))
     }
 }
 
-/// The body of actions that need nothing.
-#[derive(Serialize)]
-struct Empty {
-    v: u32,
+/// How a channel to `url` is made.
+fn endpoint(url: &str) -> Result<Endpoint, ClientError> {
+    let endpoint =
+        Endpoint::from_shared(http_url(url)?).map_err(|error| ClientError::BadUrl { url: url.to_owned(), reason: error.to_string() })?;
+    Ok(endpoint
+        .connect_timeout(Duration::from_secs(10))
+        .tcp_nodelay(true)
+        // Room for a few messages on the way, where HTTP/2's own 64 KiB would wait for each round trip.
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(16 << 20))
 }
 
 fn key_request(key: &str) -> Result<KeyRequest, ClientError> {
@@ -184,12 +302,17 @@ fn key_request(key: &str) -> Result<KeyRequest, ClientError> {
     Ok(KeyRequest { v: VERSION, key: key.to_string(), kv_spec: None })
 }
 
-fn json(value: &impl Serialize) -> Result<Vec<u8>, ClientError> {
+pub(crate) fn json(value: &impl Serialize) -> Result<Vec<u8>, ClientError> {
     serde_json::to_vec(value).map_err(|error| WireError::new(Code::BadRequest, error.to_string()).into())
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
     serde_json::from_slice(bytes).map_err(ClientError::protocol)
+}
+
+/// The JSON of an action's first result.
+pub(crate) fn answer<T: DeserializeOwned>(name: &str, first: Option<Bytes>) -> Result<T, ClientError> {
+    parse(&first.ok_or_else(|| ClientError::protocol(format!("{name} without an answer")))?)
 }
 
 /// The URL as the HTTP/2 layer takes it.

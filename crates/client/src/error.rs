@@ -1,6 +1,7 @@
 //! Why a call failed.
 
 use std::io;
+use std::time::Duration;
 
 use sira_tensor::TensorError;
 use sira_wire::{Code, WireError};
@@ -30,6 +31,14 @@ pub enum ClientError {
         /// What the system said.
         reason: String,
     },
+    /// A lookup had no answer in time. For a namespace that is known as a cache it would have been a miss.
+    #[error("no answer to {call} within {} ms", .deadline.as_millis())]
+    DeadlineExceeded {
+        /// What was asked.
+        call: String,
+        /// The time it had.
+        deadline: Duration,
+    },
     /// The source of a put failed or held another number of bytes than its spec says; nothing was committed.
     #[error("nothing was stored: {0}")]
     Source(#[source] io::Error),
@@ -55,12 +64,22 @@ impl ClientError {
 
 impl From<tonic::Status> for ClientError {
     fn from(status: tonic::Status) -> ClientError {
-        let message = status.message();
-        match (Code::of_message(message), message.split_once(':')) {
-            (Some(code), Some((_, reason))) => ClientError::Refused(WireError::new(code, reason.trim_start())),
-            _ => ClientError::Transport { context: format!("the server answered {:?}", status.code()), reason: innermost(&status) },
+        match coded(status.message()) {
+            Some(error) => ClientError::Refused(error),
+            None => ClientError::Transport { context: format!("the server answered {:?}", status.code()), reason: innermost(&status) },
         }
     }
+}
+
+/// A refusal in words of the wire: a stable code, a colon, the reason.
+fn coded(text: &str) -> Option<WireError> {
+    let reason = text.split_once(':')?.1;
+    Some(WireError::new(Code::of_message(text)?, reason.trim_start()))
+}
+
+/// What a server says of one key among many. A code that this client does not know yet is kept as part of the reason.
+pub(crate) fn refusal(text: &str) -> WireError {
+    coded(text).unwrap_or_else(|| WireError::new(Code::Internal, text))
 }
 
 impl From<tonic::transport::Error> for ClientError {
@@ -92,5 +111,7 @@ mod tests {
         assert_eq!(error.to_string(), "SIRA_NOT_FOUND: ns/k: no such key");
         let error = ClientError::from(tonic::Status::unavailable("tcp connect error"));
         assert_eq!(error.code(), None);
+        assert_eq!(refusal("SIRA_STALE: it is 4"), WireError::new(Code::Stale, "it is 4"));
+        assert_eq!(refusal("SIRA_NEW: what"), WireError::new(Code::Internal, "SIRA_NEW: what"));
     }
 }

@@ -19,6 +19,12 @@ pub struct GetOptions {
     pub version: Option<u64>,
     /// A half-open range for each axis named; unnamed axes by position, `"0"`.
     pub slice: BTreeMap<String, [u64; 2]>,
+    /// The part to get, of a key that has several.
+    pub part: Option<String>,
+    /// Hash of the kv spec that the tensor must follow: one that follows another, or none, is not found.
+    pub kv_spec: Option<String>,
+    /// Whether only exactly the bytes that were put will do: a copy that a lossy codec made is then not found. Default: as the namespace says.
+    pub exact: Option<bool>,
 }
 
 /// A tensor on its way: what it is, then its bytes, row-major and little-endian.

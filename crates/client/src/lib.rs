@@ -1,4 +1,4 @@
-//! The Rust client of Sira.
+//! The Rust client of Sira: async, over the generated Flight client; it speaks docs/wire.md.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), sira_client::ClientError> {
@@ -15,17 +15,59 @@
 //! # }
 //! ```
 //!
-//! It speaks docs/wire.md over the generated Flight client and moves tensors in pieces, so that neither side needs a whole one in memory.
+//! A [`Client`] is a connection; clones share it, and any number of calls run on it at once. It needs a Tokio runtime.
+//!
+//! | to | call |
+//! |---|---|
+//! | connect | [`Client::connect`]; [`Client::connect_lazy`] where the server may be absent |
+//! | put one tensor | [`Client::put`] from memory, [`Client::put_reader`] from a file or socket, [`Client::put_stream`] from pieces |
+//! | put a key of several parts | [`Client::put_parts`] |
+//! | put many keys | [`Client::put_many`] of [`PutEntry`] |
+//! | get a tensor, a slice, a part | [`Client::get`] with [`GetOptions`]: a [`TensorStream`], piece by piece or [whole](TensorStream::into_bytes) |
+//! | get many keys, or all parts | [`Client::get_many`]: a [`ManyStream`], as [events](ManyStream::next), as [keys](ManyStream::collect) or [into buffers](ManyStream::read_into) |
+//! | look up | [`Client::exists`], [`Client::exists_with`], [`Client::exists_many`], within a [`Deadline`] |
+//! | describe | [`Client::info`]; [`Client::list`] a page, [`Client::list_all`] as a stream |
+//! | delete | [`Client::delete`], [`Client::delete_many`], [`Client::delete_prefix`], [`Client::delete_prefix_page`] |
+//! | say what KV blocks are | [`Client::put_kv_spec`], [`Client::kv_spec`] |
+//! | govern namespaces | [`Client::namespaces`], [`Client::set_namespace`], [`Client::reset_namespace`] |
+//! | see where a tensor would go | [`Client::route`] |
+//! | watch the server | [`Client::stats`], [`Client::health`] |
+//!
+//! **Memory.** Tensors move in pieces of a few MiB, so that neither side needs a whole one in memory; bytes are not copied where they lie in one piece
+//! (small ones of a [`Client::put_many`] are, once). What a server says of lengths is checked, and nothing is allocated by it.
+//!
+//! **Errors.** [`ClientError::code`] gives the stable code of a refusal. A call on many keys fails as a whole only when the request does; what happened to
+//! each key is in its result, a [`WireError`].
+//!
+//! **Lookups end in time.** [`LOOKUP_DEADLINE`] (200 ms) holds for lookups when nothing else is said. A server that is wedged or gone is then a miss for
+//! namespaces known as caches ([`Client::with_cache_namespaces`], and those that the server's answers called one), and an error for others. Other calls take
+//! as long as they take: put `tokio::time::timeout` around those that must not.
+//!
+//! Examples that run are in `crates/client/examples`: `put_get`, `kv_blocks`, `stream_file`.
 
+mod admin;
+mod batches;
 mod client;
 mod error;
 mod get;
+mod get_many;
+mod lookup;
 mod message;
 mod put;
+mod put_many;
+mod put_messages;
+mod segments;
 
 pub use client::{Client, DEFAULT_URL, Health};
 pub use error::ClientError;
 pub use get::{GetOptions, TensorStream};
+pub use get_many::{FetchedKey, FetchedPart, FilledKey, GetManyOptions, ManyStream};
+pub use lookup::{Deadline, LOOKUP_DEADLINE, Lookup, LookupOptions};
 pub use put::read_pieces;
+pub use put_many::{PartData, PutEntry};
+pub use segments::ManyEvent;
+pub use sira_tensor::kv::{KvField, KvPart, KvSpec, Rope, RopeStyle, StateKind};
 pub use sira_tensor::{DType, TensorError, TensorSpec};
-pub use sira_wire::{Code, Condition, Consistency, Entry, ListAnswer, ListRequest, PutAnswer, PutOptions, WireError};
+pub use sira_wire::many::{DeleteManyAnswer, DeletePrefixAnswer, FailedKey, PrefixRequest};
+pub use sira_wire::namespace::{KvSpecAnswer, Mode, NamespaceEntry, NamespaceOperations, Policy, PolicyOrigin, RouteAnswer, RouteStep};
+pub use sira_wire::{Code, Condition, Consistency, Entry, ListAnswer, ListRequest, PartEntry, PutAnswer, PutOptions, WireError};

@@ -9,6 +9,7 @@ use arrow_schema::{DataType, Field, Schema};
 use bytes::{Bytes, BytesMut};
 use flatbuffers::FlatBufferBuilder;
 use sira_tensor::carrier::{COLUMN, Column};
+use sira_wire::VERSION;
 
 use crate::ClientError;
 
@@ -19,17 +20,28 @@ pub(crate) fn schema(key: &str, metadata: HashMap<String, String>) -> FlightData
     FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default())).with_descriptor(descriptor)
 }
 
+/// The first message of a put of many keys: its descriptor says so, and its schema is one column of bytes.
+pub(crate) fn schema_of_many() -> FlightData {
+    let schema = Schema::new(vec![Field::new(COLUMN, DataType::UInt8, false)]);
+    let descriptor = FlightDescriptor::new_cmd(format!(r#"{{"v":{VERSION},"put_many":true}}"#));
+    FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default())).with_descriptor(descriptor)
+}
+
 /// A batch of uint8 rows, which are `piece`. Arrow pads bodies to 8 bytes: only a piece of another length is copied.
 pub(crate) fn batch(piece: Bytes) -> FlightData {
-    let rows = piece.len() as i64;
-    let body = if piece.len().is_multiple_of(8) {
-        piece
-    } else {
-        let mut padded = BytesMut::with_capacity(piece.len().next_multiple_of(8));
-        padded.extend_from_slice(&piece);
-        padded.resize(piece.len().next_multiple_of(8), 0);
-        padded.freeze()
-    };
+    let rows = piece.len();
+    if rows.is_multiple_of(8) {
+        return padded_batch(piece, rows);
+    }
+    let mut padded = BytesMut::with_capacity(rows.next_multiple_of(8));
+    padded.extend_from_slice(&piece);
+    padded.resize(rows.next_multiple_of(8), 0);
+    padded_batch(padded.freeze(), rows)
+}
+
+/// A batch of the first `rows` bytes of `body`, whose length is a multiple of 8.
+pub(crate) fn padded_batch(body: Bytes, rows: usize) -> FlightData {
+    let rows = rows as i64;
     let mut builder = FlatBufferBuilder::new();
     let nodes = builder.create_vector(&[FieldNode::new(rows, 0)]);
     // The first buffer is the validity, empty since nothing is null.
@@ -74,10 +86,10 @@ pub(crate) fn rows(data: &FlightData, column: &Column) -> Result<Bytes, ClientEr
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn column() -> Column {
+    pub(crate) fn column() -> Column {
         Column::of(&Schema::new(vec![Field::new("tensor", DataType::UInt8, false)])).unwrap()
     }
 

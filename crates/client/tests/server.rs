@@ -1,148 +1,16 @@
 //! The client against a small Flight server that reads and writes Arrow with arrow-flight's own code: what the client assembles by hand is
 //! what any Arrow implementation understands, and the other way round.
 
-#![allow(clippy::unwrap_used)] // clippy.toml allows it within #[test] functions, not in their helpers
+mod common;
 
-use std::collections::HashMap;
-use std::pin::Pin;
-use std::sync::Arc;
-
-use arrow_array::{ArrayRef, FixedSizeListArray, RecordBatch, UInt16Array, cast::AsArray, types::UInt8Type};
-use arrow_flight::decode::FlightRecordBatchStream;
-use arrow_flight::encode::FlightDataEncoderBuilder;
-use arrow_flight::error::FlightError;
-use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
-use arrow_flight::{
-    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, HandshakeResponse, PollInfo,
-    PutResult, SchemaResult, Ticket,
-};
-use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
-use futures::{Stream, StreamExt, TryStreamExt, stream};
-use parking_lot::Mutex;
-use sira_client::{Client, ClientError, Code, Condition, DType, GetOptions, ListRequest, PutOptions, TensorSpec};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, Streaming};
-
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-type Put = (HashMap<String, String>, Vec<u8>);
-
-/// Keeps metadata and bytes of the last put.
-#[derive(Default)]
-struct Fake {
-    put: Mutex<Option<Put>>,
-}
-
-#[tonic::async_trait]
-impl FlightService for Fake {
-    type HandshakeStream = Answers<HandshakeResponse>;
-    type ListFlightsStream = Answers<FlightInfo>;
-    type DoGetStream = Answers<FlightData>;
-    type DoPutStream = Answers<PutResult>;
-    type DoActionStream = Answers<arrow_flight::Result>;
-    type ListActionsStream = Answers<ActionType>;
-    type DoExchangeStream = Answers<FlightData>;
-
-    async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
-        let mut messages = request.into_inner().peekable();
-        let first = Pin::new(&mut messages).peek().await.unwrap().as_ref().unwrap();
-        let key = first.flight_descriptor.as_ref().unwrap().path.join("/");
-        if key == "ns/taken" {
-            return Err(Status::already_exists("SIRA_EXISTS: ns/taken: the key exists"));
-        }
-        let mut batches = FlightRecordBatchStream::new_from_flight_data(messages.map_err(FlightError::from));
-        let mut bytes = Vec::new();
-        while let Some(batch) = batches.next().await {
-            let batch = batch.map_err(|error| Status::invalid_argument(format!("SIRA_BAD_TENSOR: {error}")))?;
-            bytes.extend_from_slice(batch.column(0).as_primitive::<UInt8Type>().values());
-        }
-        let metadata = batches.schema().unwrap().metadata().clone();
-        let shape: Vec<u64> = serde_json::from_str(&metadata["sira.shape"]).unwrap();
-        let spec = TensorSpec::new(metadata["sira.dtype"].parse().unwrap(), shape).unwrap();
-        if spec.nbytes() != bytes.len() as u64 {
-            return Err(Status::invalid_argument(format!("SIRA_INCOMPLETE: {} of {} bytes", bytes.len(), spec.nbytes())));
-        }
-        *self.put.lock() = Some((metadata.into(), bytes));
-        let answer = format!(r#"{{"key":"{key}","version":3,"created":true}}"#);
-        Ok(Response::new(Box::pin(stream::iter([Ok(PutResult { app_metadata: answer.into() })]))))
-    }
-
-    async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        let ticket: serde_json::Value = serde_json::from_slice(&request.into_inner().ticket).unwrap();
-        let key = ticket["key"].as_str().unwrap();
-        let (shape, rows) = match key {
-            "ns/none" => return Err(Status::not_found("SIRA_NOT_FOUND: ns/none: no such key")),
-            "ns/short" => ("[3,2,2]", 2),
-            "ns/long" => ("[1,2,2]", 2),
-            "ns/empty" => ("[0,2,2]", 0),
-            _ => {
-                assert_eq!(ticket["slice"], serde_json::json!({"token": [1, 3]}));
-                ("[2,2,2]", 2)
-            }
-        };
-        let values: ArrayRef = Arc::new(UInt16Array::from_iter_values(0..rows * 4));
-        let list = FixedSizeListArray::new(Arc::new(Field::new("item", DataType::UInt16, true)), 4, values, None);
-        let extension = [("ARROW:extension:name", "arrow.fixed_shape_tensor"), ("ARROW:extension:metadata", r#"{"shape":[2,2]}"#)];
-        let owned = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<HashMap<_, _>>();
-        let list: ArrayRef = Arc::new(list);
-        let field = Field::new("tensor", list.data_type().clone(), false).with_metadata(owned(&extension));
-        let metadata = [("sira.shape", shape), ("sira.dtype", "bfloat16"), ("sira.axes", r#"["token","",""]"#)];
-        let schema = Arc::new(Schema::new(vec![field]).with_metadata(owned(&metadata)));
-        let batch = RecordBatch::try_new(schema.clone(), vec![list]).unwrap();
-        // One row a batch, as slices of one array.
-        let batches: Vec<_> = (0..rows as usize).map(|row| Ok(batch.slice(row, 1))).collect();
-        let messages = FlightDataEncoderBuilder::new().with_schema(schema).build(stream::iter(batches));
-        Ok(Response::new(Box::pin(messages.map_err(|error| Status::internal(error.to_string())))))
-    }
-
-    async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
-        let action = request.into_inner();
-        let body = std::str::from_utf8(&action.body).unwrap();
-        let answer = match (action.r#type.as_str(), body) {
-            ("exists", r#"{"v":1,"key":"ns/a"}"#) => r#"{"exists":true,"version":3}"#,
-            ("exists", r#"{"v":1,"key":"ns/none"}"#) => r#"{"exists":false}"#,
-            ("delete", r#"{"v":1,"key":"ns/a","if":"3"}"#) => r#"{"deleted":true}"#,
-            ("list", r#"{"v":1,"prefix":"ns/","limit":2}"#) => r#"{"entries":[],"next":"ns/b"}"#,
-            ("stats", r#"{"v":1}"#) => r#"{"keys":1}"#,
-            ("health", r#"{"v":1}"#) => r#"{"status":"healthy","version":"0.1.0","backends":{"rocksdb":"healthy"}}"#,
-            other => return Err(Status::invalid_argument(format!("SIRA_BAD_REQUEST: {other:?}"))),
-        };
-        Ok(Response::new(Box::pin(stream::iter([Ok(arrow_flight::Result::new(answer))]))))
-    }
-
-    async fn handshake(&self, _: Request<Streaming<HandshakeRequest>>) -> Result<Response<Self::HandshakeStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-    async fn list_flights(&self, _: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-    async fn get_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
-        Err(Status::unimplemented(""))
-    }
-    async fn poll_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
-        Err(Status::unimplemented(""))
-    }
-    async fn get_schema(&self, _: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
-        Err(Status::unimplemented(""))
-    }
-    async fn list_actions(&self, _: Request<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-    async fn do_exchange(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoExchangeStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-}
-
-/// A server and a client of it.
-async fn start() -> (Arc<Fake>, Client) {
-    let fake = Arc::new(Fake::default());
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("grpc://{}", listener.local_addr().unwrap());
-    let service = FlightServiceServer::from_arc(fake.clone());
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
-    (fake, Client::connect(&url).await.unwrap())
-}
+use common::start;
+use futures::stream;
+use sira_client::{
+    Client, ClientError, Code, Condition, DType, GetManyOptions, GetOptions, ListRequest, LookupOptions, ManyEvent, PutEntry, PutOptions,
+    TensorSpec,
+};
+use sira_wire::many::MAX_KEYS;
 
 #[tokio::test]
 async fn a_put_is_what_arrow_reads_and_carries_every_option() {
@@ -230,6 +98,82 @@ async fn a_get_gives_pieces_as_they_come_and_counts_them() {
 }
 
 #[tokio::test]
+async fn many_keys_come_back_as_they_were_put() {
+    let (fake, client) = start().await;
+    let noise =
+        |seed: u32, len: usize| -> Vec<u8> { (0..len as u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 24) as u8).collect() };
+    let lens = [0usize, 1, 64, 70_001, 3_000_001, 5, 1 << 20, 32_768];
+    let entry = move |i: usize| {
+        let spec = TensorSpec::new(DType::UInt8, vec![lens[i] as u64]).unwrap();
+        PutEntry { condition: (i == 5).then_some(Condition::Absent), ..PutEntry::new(format!("ns/{i}"), spec, noise(i as u32, lens[i])) }
+    };
+    let bad = PutEntry { key: "nokey".into(), ..entry(1) };
+    let results = client.put_many(stream::iter((0..lens.len()).map(entry).chain([bad]))).await.unwrap();
+    let codes: Vec<_> = results.iter().map(|result| result.as_ref().err().map(|error| error.code)).collect();
+    assert_eq!(codes, [None, None, None, None, None, Some(Code::Exists), None, None, Some(Code::BadKey)]);
+    assert_eq!(fake.many.lock().len(), 7);
+    assert!(client.put_many(stream::empty()).await.unwrap().is_empty());
+
+    // More than one stream takes.
+    let bytes = |i: usize| PutEntry::new(format!("two-streams/{i}"), TensorSpec::new(DType::UInt8, vec![1]).unwrap(), vec![i as u8]);
+    let results = client.put_many(stream::iter((0..MAX_KEYS + 3).map(bytes))).await.unwrap();
+    assert!(results.iter().enumerate().all(|(i, result)| result.as_ref().unwrap().key == format!("two-streams/{i}")));
+    assert_eq!(fake.many.lock()[&format!("two-streams/{}", MAX_KEYS + 2)].1, [[(MAX_KEYS + 2) as u8]]);
+
+    let keys: Vec<String> = (0..lens.len()).map(|i| format!("ns/{i}")).collect();
+    let fetched = client.get_many(&keys, &GetManyOptions::default()).await.unwrap().collect().await.unwrap();
+    for (i, key) in fetched.into_iter().enumerate() {
+        match key {
+            Ok(mut key) => assert!(key.parts.remove(0).into_bytes() == noise(i as u32, lens[i]), "{i}"),
+            Err(error) => assert_eq!((i, error.code), (5, Code::NotFound)),
+        }
+    }
+    let mut buffers: Vec<Vec<u8>> = lens.iter().map(|&len| vec![0; len]).collect();
+    buffers[2].truncate(63);
+    buffers[3].push(0);
+    let filled = client.get_many(&keys, &GetManyOptions::default()).await.unwrap().read_into(&mut buffers).await.unwrap();
+    for (i, key) in filled.iter().enumerate() {
+        match key {
+            Ok(key) => assert!(key.parts[0].1.nbytes() == lens[i] as u64 && buffers[i] == noise(i as u32, lens[i]), "{i}"),
+            Err(error) if i == 5 => assert_eq!(error.code, Code::NotFound),
+            Err(error) => assert!(error.code == Code::BadTensor && (i == 2 || i == 3), "{i}: {error}"),
+        }
+    }
+    let error = client.get_many(&keys, &GetManyOptions::default()).await.unwrap().read_into(&mut buffers[1..]).await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::BadRequest));
+    assert_eq!(client.get_many([""; 0], &GetManyOptions::default()).await.unwrap().next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn parts_are_announced_with_their_options_and_got_by_name() {
+    let (fake, client) = start().await;
+    let k = TensorSpec::new(DType::Float8E4M3Fn, vec![4, 8]).unwrap().with_axes(vec!["token".into(), "dim".into()]).unwrap();
+    let scale = TensorSpec::new(DType::Float32, vec![4]).unwrap().with_attributes([("of".into(), "k".into())].into()).unwrap();
+    let parts = vec![("k".to_owned(), k, Bytes::from(vec![1; 32])), ("scale".to_owned(), scale, Bytes::from(vec![2; 16]))];
+    let attributes = [("model".to_owned(), "m".to_owned()), ("of".to_owned(), "all".to_owned())].into();
+    let options =
+        PutOptions { ttl: Some(9), codec: Some("zstd".into()), kv_spec: Some("ab".repeat(32)), attributes, ..PutOptions::default() };
+    let answer = client.put_parts("ns/p", parts.clone(), options.clone()).await.unwrap();
+    assert_eq!((answer.key.as_str(), answer.version), ("ns/p", 1));
+    let item = fake.many.lock()["ns/p"].0.clone();
+    assert_eq!((item.ttl, item.kv_spec, item.parts[1].codec.as_deref()), (Some(9), options.kv_spec.clone(), Some("zstd")));
+    assert_eq!((item.parts[0].attributes["of"].as_str(), item.parts[1].attributes["of"].as_str()), ("all", "k"));
+    let refused = PutOptions { condition: Some(Condition::Absent), ..options };
+    assert_eq!(client.put_parts("ns/p", parts, refused).await.unwrap_err().code(), Some(Code::Exists));
+
+    let wanted = GetManyOptions { parts: Some(vec!["scale".into()]), ..GetManyOptions::default() };
+    let mut stream = client.get_many(["ns/p"], &wanted).await.unwrap();
+    let mut events = Vec::new();
+    while let Some(event) = stream.next().await.unwrap() {
+        events.push(event);
+    }
+    assert!(matches!(&events[0], ManyEvent::Key { index: 0, parts: 1, kv_spec: Some(_), .. }));
+    assert!(matches!(&events[1], ManyEvent::Part { name, spec, .. } if name == "scale" && spec.dtype() == DType::Float32));
+    assert!(matches!(&events[2], ManyEvent::Data { bytes, .. } if *bytes == vec![2u8; 16]));
+    assert_eq!((events.len(), &events[3]), (4, &ManyEvent::End { index: 0 }));
+}
+
+#[tokio::test]
 async fn actions_say_what_the_contract_says() {
     let (_fake, client) = start().await;
     assert_eq!(client.exists("ns/a").await.unwrap(), Some(3));
@@ -240,6 +184,17 @@ async fn actions_say_what_the_contract_says() {
     assert_eq!(client.stats().await.unwrap()["keys"], 1);
     assert_eq!(client.health().await.unwrap().backends["rocksdb"], "healthy");
     assert_eq!(client.info("ns/a").await.unwrap_err().code(), Some(Code::BadRequest));
+    let lookup = client.exists_many(["ns/a", "ns/b", "ns/none"], &LookupOptions::default()).await.unwrap();
+    assert_eq!((lookup.exists.as_slice(), lookup.leading), (&[true, true, false][..], 2));
+    let error = client.exists_many(["ns/a"], &LookupOptions::default()).await.unwrap_err();
+    assert!(matches!(error, ClientError::Protocol(_)), "an answer about other keys: {error}");
+    assert!(client.exists_many([""; 0], &LookupOptions::default()).await.unwrap().exists.is_empty());
+    assert_eq!(client.delete_many(["ns/a", "ns/b"]).await.unwrap().missing, ["ns/b"]);
+    let sum = client.delete_prefix("ns/", true).await.unwrap();
+    assert_eq!((sum.keys, sum.bytes, sum.next), (11, 102, None));
+    let error = client.delete_prefix("ns/loop", false).await.unwrap_err();
+    assert!(matches!(error, ClientError::Protocol(_)), "pages that never end: {error}");
+    assert!(client.namespaces().await.unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use sira_client::{Condition, Consistency};
 
 use crate::config::{Config, ConfigError, Flags, units};
+use crate::formats::avro::Codec;
 use crate::{Failure, commands, serve};
 
 /// Exit codes, shown at the end of the help.
@@ -33,6 +34,10 @@ enum Command {
     Put(PutArgs),
     /// Write a tensor to a .npy or .safetensors file.
     Get(GetArgs),
+    /// Write all tensors below a prefix to an Avro file.
+    Export(ExportArgs),
+    /// Store the tensors of an Avro file that was exported.
+    Import(ImportArgs),
     /// List tensors, in the byte order of their keys.
     Ls(ListArgs),
     /// Show what the server knows of a tensor, as JSON.
@@ -126,6 +131,37 @@ pub(crate) struct GetArgs {
     pub tensor: String,
 }
 
+/// `sira export`.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Keys that start with this; all with ""
+    pub prefix: String,
+    /// Written as FILE.partial first, so that it is there whole or not at all
+    pub file: PathBuf,
+    /// How its blocks are compressed [default: null]
+    #[arg(long)]
+    pub codec: Option<Codec>,
+    /// Go on with an export that was interrupted
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// `sira import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// A file that sira export or another writer of its schema made
+    pub file: PathBuf,
+    /// What keys begin with instead of the prefix that was exported
+    #[arg(long)]
+    pub prefix: Option<String>,
+    /// Leave keys as they are that are there already
+    #[arg(long)]
+    pub if_absent: bool,
+    /// Go on with an import that was interrupted
+    #[arg(long)]
+    pub resume: bool,
+}
+
 /// `sira ls`.
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
@@ -182,6 +218,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Put(args) => runtime(false)?.block_on(commands::put(&cli.url, args)),
         Command::Get(args) => runtime(false)?.block_on(commands::get(&cli.url, args)),
+        Command::Export(args) => runtime(false)?.block_on(commands::export(&cli.url, &args)),
+        Command::Import(args) => runtime(false)?.block_on(commands::import(&cli.url, &args)),
         Command::Ls(args) => runtime(false)?.block_on(commands::list(&cli.url, &args)),
         Command::Info { key } => runtime(false)?.block_on(commands::info(&cli.url, &key)),
         Command::Rm { keys } => runtime(false)?.block_on(commands::remove(&cli.url, &keys)),

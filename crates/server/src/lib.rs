@@ -6,6 +6,7 @@ mod commands;
 pub mod config;
 mod failure;
 pub mod formats;
+pub mod progress;
 pub mod serve;
 
 pub use failure::Failure;

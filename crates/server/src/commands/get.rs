@@ -16,7 +16,7 @@ use crate::{Failure, formats};
 /// `sira get`.
 pub(crate) async fn get(url: &str, args: GetArgs) -> Result<(), Failure> {
     let format = Format::of(&args.file)?;
-    let options = GetOptions { version: args.version, slice: args.slices.iter().cloned().collect() };
+    let options = GetOptions { version: args.version, slice: args.slices.iter().cloned().collect(), ..GetOptions::default() };
     if options.slice.len() < args.slices.len() {
         return Err(Failure::Usage("two slices of one axis".into()));
     }

@@ -1,6 +1,8 @@
 //! The client commands. Each talks to a server; none touches its data.
 
+mod export;
 mod get;
+mod import;
 mod list;
 mod put;
 
@@ -10,7 +12,9 @@ use serde::Serialize;
 use sira_client::{Client, ClientError, Code};
 
 use crate::Failure;
+pub(crate) use export::export;
 pub(crate) use get::get;
+pub(crate) use import::import;
 pub(crate) use list::list;
 pub(crate) use put::put;
 
@@ -21,6 +25,11 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::with("standard output", error)),
         _ => Ok(()),
     }
+}
+
+/// `1 tensor`, `2 tensors`.
+fn plural(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! Tensor files: `.npy` and `.safetensors`, read and written in pieces.
 
+pub mod avro;
 pub mod npy;
 pub mod safetensors;
 
