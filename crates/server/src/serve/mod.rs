@@ -29,6 +29,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     start_log()?;
     let mut signals = Signals::new()?;
     let lock = lock::lock_data(&config.server.data_dir)?;
+    lock::check_format(&config.server.data_dir)?;
     let (listener, address) = listen(config.server.listen).await?;
     let admin = Admin::start(&config).await?;
     let store = backends::open_store(&config).await?;
