@@ -11,20 +11,26 @@ from ._client import DEFAULT_URL, Client, connect
 from ._errors import (
     AlreadyExistsError,
     CorruptError,
+    HasPartsError,
     IncompleteError,
     InternalError,
     InvalidError,
     NotFoundError,
     OutOfSpaceError,
+    ReadOnlyError,
     SiraError,
     StaleVersionError,
     TimedOutError,
     UnauthenticatedError,
     UnavailableError,
+    UnknownKvSpecError,
     UnsupportedError,
 )
+from ._kvspec import KvField, KvPart, KvSpec, Rope
 from ._lazy import LazyTensor
-from ._types import PutResult, TensorInfo
+from ._namespaces import Namespace, Policy, Route, RouteStep
+from ._put_many import Item
+from ._types import DeleteManyResult, DeletePrefixResult, Lookup, PartInfo, PutResult, TensorInfo
 
 __version__ = "0.1.0"
 
@@ -33,19 +39,35 @@ __all__ = [
     "AlreadyExistsError",
     "Client",
     "CorruptError",
+    "DeleteManyResult",
+    "DeletePrefixResult",
+    "HasPartsError",
     "IncompleteError",
     "InternalError",
     "InvalidError",
+    "Item",
+    "KvField",
+    "KvPart",
+    "KvSpec",
     "LazyTensor",
+    "Lookup",
+    "Namespace",
     "NotFoundError",
     "OutOfSpaceError",
+    "PartInfo",
+    "Policy",
     "PutResult",
+    "ReadOnlyError",
+    "Rope",
+    "Route",
+    "RouteStep",
     "SiraError",
     "StaleVersionError",
     "TensorInfo",
     "TimedOutError",
     "UnauthenticatedError",
     "UnavailableError",
+    "UnknownKvSpecError",
     "UnsupportedError",
     "__version__",
     "connect",

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pyarrow import flight
 
 from . import _arrays, _connect, _wire
+from ._base import Caches, Deadline, closing
 from ._connect import Pem
-from ._errors import IncompleteError, InvalidError, by_code, has_code, translated
+from ._errors import (
+    HasPartsError,
+    InvalidError,
+    NotFoundError,
+    SiraError,
+    TimedOutError,
+    UnavailableError,
+    translated,
+)
+from ._get_many import Gets
+from ._kvspec import KvSpec
 from ._lazy import LazyTensor
+from ._lookup import Lookups
+from ._put_many import Item, Puts, Tensors
 from ._types import PutResult, TensorInfo
 
 if TYPE_CHECKING:
@@ -37,6 +48,8 @@ def connect(
     cert: Pem | None = None,
     key: Pem | None = None,
     timeout: float | None = None,
+    lookup_deadline: float | None = 0.2,
+    cache_namespaces: Iterable[str] = (),
 ) -> Client:
     """A client of the server at `url`: `grpc://host:port`, `host:port`, or with TLS `grpc+tls://host:port`.
     Without one, the environment's SIRA_URL, or else `grpc://127.0.0.1:9095`. Nothing is sent yet: the first
@@ -46,13 +59,24 @@ def connect(
     SIRA_TOKEN_FILE. `ca`: the authority of the server's certificate, where it is not a public one. `cert` and
     `key`: the client's own certificate, where the server asks for one. These are paths of PEM files or their
     bytes; by default the environment's SIRA_CA, SIRA_CERT, SIRA_KEY.
-    `timeout`: seconds that any one call may take; no limit by default.
+    `timeout`: seconds that any one call may take; no limit by default. `lookup_deadline`: seconds that
+    `exists` and `exists_many` may take; None for no limit. `cache_namespaces`: namespaces that are caches,
+    where a lookup without an answer is a miss. The client learns more of them from answers, but before the
+    first one it knows only those named here.
     """
-    url = url or os.environ.get("SIRA_URL") or DEFAULT_URL
-    return Client(url, token=token, ca=ca, cert=cert, key=key, timeout=timeout)
+    return Client(
+        url or os.environ.get("SIRA_URL") or DEFAULT_URL,
+        token=token,
+        ca=ca,
+        cert=cert,
+        key=key,
+        timeout=timeout,
+        lookup_deadline=lookup_deadline,
+        cache_namespaces=cache_namespaces,
+    )
 
 
-class Client:
+class Client(Lookups, Puts, Gets):
     """A connection to a Sira server. May be shared by threads; a context manager that closes itself."""
 
     def __init__(
@@ -64,12 +88,17 @@ class Client:
         cert: Pem | None = None,
         key: Pem | None = None,
         timeout: float | None = None,
+        lookup_deadline: float | None = 0.2,
+        cache_namespaces: Iterable[str] = (),
     ) -> None:
         self.url = url if "://" in url else f"grpc://{url}"
         """Where the server is."""
-        self._flight, self._options = _connect.connect(
-            self.url, token=token, ca=ca, cert=cert, key=key, timeout=timeout
-        )
+        self._timeout = timeout
+        self._lookup_deadline = lookup_deadline
+        self._caches = Caches(cache_namespaces)
+        self._kv_specs = {}
+        Deadline(lookup_deadline)  # refuses what cannot be one
+        self._flight, self._headers = _connect.connect(self.url, token=token, ca=ca, cert=cert, key=key)
 
     def close(self) -> None:
         """Ends the connection."""
@@ -89,16 +118,18 @@ class Client:
     def put(
         self,
         key: str,
-        array: ArrayLike | torch.Tensor,
+        array: Tensors,
         *,
-        axes: Sequence[str] | None = None,
-        codec: str | None = None,
+        axes: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        codec: str | Mapping[str, str] | None = None,
         ttl: int | None = None,
         consistency: Literal["strong", "eventual", "weak"] | None = None,
         if_: Literal["absent"] | int | None = None,
-        attributes: Mapping[str, str] | None = None,
+        attributes: Mapping[str, str] | Mapping[str, Mapping[str, str]] | None = None,
+        spec: KvSpec | str | None = None,
     ) -> PutResult:
-        """Stores a numpy array or a torch tensor under `key` (`namespace/key`), replacing what is there.
+        """Stores a numpy array or a torch tensor under `key` (`namespace/key`), replacing what is there; or
+        several by the names of their parts (`{"k": k, "v": v}`), which become visible together.
 
         Once this returns, every reader of the server sees the tensor; when it raises, nothing of it is
         visible. Contiguous memory is sent from where it lies.
@@ -106,31 +137,35 @@ class Client:
         axes: one name an axis. codec: how lower tiers keep it (`planes+zstd`). ttl: whole seconds until it
         expires. consistency: what an acknowledged put survives. if_: "absent" raises AlreadyExistsError where
         the key exists; a version raises StaleVersionError where the key has another. attributes: texts to
-        keep with it.
+        keep with it. Of several parts axes and attributes are given by the names of parts, and so may codec
+        be. spec: a kv spec that it follows, or the hash of a registered one; InvalidError where it does not.
         """
-        tensor = _arrays.outgoing(array)
+        item = Item(array, axes, codec, ttl, consistency, if_, attributes)
+        put = self._put_parts if isinstance(array, Mapping) else self._put_one
+        return self._with_spec(spec, lambda hash: put(key, item, hash))
+
+    def _put_one(self, key: str, item: Item, kv_spec: str | None) -> PutResult:
+        tensor = _arrays.outgoing(item.tensors)
+        axes, codec, attributes = item.of_one()
         schema = _wire.schema(
             tensor,
             axes=axes,
             codec=codec,
-            ttl=ttl,
-            consistency=consistency,
-            if_=if_,
+            ttl=item.ttl,
+            consistency=item.consistency,
+            if_=item.if_,
             attributes=attributes,
+            kv_spec=kv_spec,
         )
         with translated(self.url):
             descriptor = flight.FlightDescriptor.for_path(key)
-            writer, reader = self._flight.do_put(descriptor, schema, self._options)
-            with _closing(writer.close):
+            writer, reader = self._flight.do_put(descriptor, schema, self._options())
+            with closing(writer.close):
                 for batch in _wire.batches(tensor.data, schema):
                     writer.write_batch(batch)
                 writer.done_writing()
                 answer = reader.read()
-        if answer is None:
-            raise IncompleteError(
-                f"SIRA_INCOMPLETE: {key}: the server ended the put without an answer", "SIRA_INCOMPLETE"
-            )
-        result = json.loads(answer.to_pybytes())
+        result = _wire.answer(key, answer)
         return PutResult(result["key"], result["version"], result["created"])
 
     @overload
@@ -142,6 +177,9 @@ class Client:
         framework: Literal["numpy"] = "numpy",
         ranges: _Ranges | None = None,
         version: int | None = None,
+        spec: KvSpec | str | None = None,
+        exact: bool | None = None,
+        deadline: float | None = None,
     ) -> NDArray[Any]: ...
 
     @overload
@@ -153,6 +191,9 @@ class Client:
         framework: Literal["torch"],
         ranges: _Ranges | None = None,
         version: int | None = None,
+        spec: KvSpec | str | None = None,
+        exact: bool | None = None,
+        deadline: float | None = None,
     ) -> torch.Tensor: ...
 
     @overload
@@ -163,7 +204,24 @@ class Client:
         *,
         ranges: _Ranges | None = None,
         version: int | None = None,
+        spec: KvSpec | str | None = None,
+        exact: bool | None = None,
+        deadline: float | None = None,
     ) -> _Out: ...
+
+    @overload
+    def get(
+        self,
+        key: str,
+        out: Mapping[str, Any] | None = None,
+        *,
+        framework: _arrays.Framework = "numpy",
+        parts: Sequence[str],
+        version: int | None = None,
+        spec: KvSpec | str | None = None,
+        exact: bool | None = None,
+        deadline: float | None = None,
+    ) -> dict[str, Any]: ...
 
     def get(
         self,
@@ -173,21 +231,63 @@ class Client:
         framework: _arrays.Framework = "numpy",
         ranges: _Ranges | None = None,
         version: int | None = None,
+        parts: Sequence[str] | None = None,
+        spec: KvSpec | str | None = None,
+        exact: bool | None = None,
+        deadline: float | None = None,
     ) -> Any:
-        """Reads a tensor, or a part of it.
+        """Reads a tensor, or a range of it. Of a key that has several parts, all of them by their names.
 
         out: a numpy array or torch tensor of the same type and shape, filled in place and returned. Without
         it, a new array, or with framework="torch" a new tensor. A numpy array that came in one message is
-        that message's memory and read-only: give `out`, or copy it, to write to it.
+        that message's memory and read-only: give `out`, or copy it, to write to it. Of parts, `out` is a
+        mapping of them by name.
         ranges: half-open ranges of the axes by name, or by position for those without one (`{"token": (0,
-        512)}`). version: raise StaleVersionError unless the key has this version.
+        512)}`). Of parts only `open` reads ranges. version: raise StaleVersionError unless the key has this
+        version. parts: the parts to read; a dict of them is returned, even of one. spec: a kv spec or its
+        hash; raise NotFoundError unless the key follows it. exact: whether a copy that a lossy codec made is
+        a miss too; by default what the namespace says. deadline: seconds for the whole call; where no answer
+        comes in time, or no server is there, a key of a cache (see `connect`) is a miss, NotFoundError.
+        Without one, the client's `timeout` holds and nothing but the server's word is a miss.
 
         Raises when the stream breaks off; `out` may then be partly filled.
         """
         _arrays.check_framework(framework)
-        ticket = _wire.ticket(key, version, _bounds(ranges))
+        bounds = _bounds(ranges)
+        if bounds and parts is not None:
+            raise InvalidError(
+                "SIRA_BAD_REQUEST: ranges and parts: open(key, part=...) reads ranges of a part",
+                "SIRA_BAD_REQUEST",
+            )
+        end = Deadline(deadline)
+
+        def read(hash: str | None) -> Any:
+            if parts is None and not isinstance(out, Mapping):
+                options = _wire.given(version=version, kv_spec=hash, exact=exact)
+                try:
+                    return self._get_one(key, out, framework, end, ranges=bounds, **options)
+                except HasPartsError:
+                    if bounds:
+                        raise
+            outs = None if out is None else [out]
+            (found,) = self._get_all([key], outs, parts, hash, exact, framework, end, version)
+            if isinstance(found, SiraError):
+                raise found
+            return found
+
+        try:
+            return self._with_spec(spec, read, end)
+        except (TimedOutError, UnavailableError) as error:
+            if not self._may_miss([key], end):
+                raise
+            raise NotFoundError(f"SIRA_NOT_FOUND: no answer: {error}", "SIRA_NOT_FOUND") from error
+
+    def _get_one(
+        self, key: str, out: Any, framework: _arrays.Framework, end: Deadline | None = None, **options: Any
+    ) -> Any:
+        ticket = _wire.ticket(key, **options)
         with translated(self.url):
-            reader = self._flight.do_get(ticket, self._options)
+            reader = self._flight.do_get(ticket, self._options(end))
             try:
                 spec = _wire.spec_of(reader.schema)
                 target = _arrays.incoming(spec.dtype, spec.shape, out, framework)
@@ -197,14 +297,13 @@ class Client:
                 raise
         return target.finish(data)
 
-    def open(self, key: str, *, framework: _arrays.Framework = "numpy") -> LazyTensor:
-        """A tensor that is read in parts: `client.open(key)[0, 512:1024]`. Asks only what it is."""
+    def open(
+        self, key: str, *, part: str | None = None, framework: _arrays.Framework = "numpy"
+    ) -> LazyTensor:
+        """A tensor that is read in ranges: `client.open(key)[0, 512:1024]`. Asks only what it is. part: which
+        part, of a key that has several; HasPartsError without it."""
         _arrays.check_framework(framework)
-        return LazyTensor(self, self.info(key), framework)
-
-    def exists(self, key: str) -> bool:
-        """Whether there is such a key."""
-        return bool(self._action("exists", key=key)["exists"])
+        return LazyTensor(self, self.info(key), framework, part)
 
     def info(self, key: str) -> TensorInfo:
         """What the server knows of a key."""
@@ -241,15 +340,6 @@ class Client:
         """How the server and its backends are."""
         return self._action("health")
 
-    def _action(self, name: str, **body: Any) -> dict[str, Any]:
-        with translated(self.url):
-            action = flight.Action(name, _wire.dumps({"v": 1, **body}))
-            results = list(self._flight.do_action(action, self._options))
-        if len(results) != 1:
-            raise by_code("SIRA_INTERNAL", f"SIRA_INTERNAL: {name}: {len(results)} results, not one")
-        answer: dict[str, Any] = json.loads(results[0].body.to_pybytes())
-        return answer
-
 
 def _bounds(ranges: _Ranges | None) -> dict[str, tuple[int, int]]:
     bounds: dict[str, tuple[int, int]] = {}
@@ -265,19 +355,3 @@ def _bounds(ranges: _Ranges | None) -> dict[str, tuple[int, int]]:
         start, stop = given
         bounds[str(name)] = (int(start), int(stop))
     return bounds
-
-
-@contextmanager
-def _closing(close: Callable[[], None]) -> Iterator[None]:
-    """Ends a stream. An error of ending it is raised where there was none before, or where only it has the
-    server's words: a failed write says no more than that it failed."""
-    try:
-        yield
-    except BaseException as error:
-        try:
-            close()
-        except (pa.ArrowException, OSError) as closing:
-            if isinstance(error, Exception) and has_code(closing) and not has_code(error):
-                raise closing from None
-        raise
-    close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 from pyarrow import flight
@@ -18,6 +18,11 @@ Pem: TypeAlias = "str | os.PathLike[str] | bytes"
 _TLS = ("grpc+tls", "grpcs", "https")
 
 
+# How long gRPC waits before it tries again to connect. By default the wait grows to two minutes, in which every
+# call fails at once though the server is back.
+_RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+
+
 def connect(
     url: str,
     *,
@@ -25,9 +30,8 @@ def connect(
     ca: Pem | None,
     cert: Pem | None,
     key: Pem | None,
-    timeout: float | None,
-) -> tuple[flight.FlightClient, flight.FlightCallOptions]:
-    """A Flight client, and the options that each of its calls needs. What is None comes from the
+) -> tuple[flight.FlightClient, list[tuple[bytes, bytes]]]:
+    """A Flight client, and the headers that each of its calls needs. What is None comes from the
     environment."""
     token = token or _token_of_environment()
     ca, cert, key = ca or _variable("SIRA_CA"), cert or _variable("SIRA_CERT"), key or _variable("SIRA_KEY")
@@ -36,17 +40,17 @@ def connect(
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise _invalid("a token is made of letters, digits and signs of ASCII")
     scheme, _, rest = url.partition("://")
-    files: dict[str, bytes] = {}
+    files: dict[str, Any] = {}
     if scheme in _TLS:
         url = f"grpc+tls://{rest}"
         given = {"tls_root_certs": ca, "cert_chain": cert, "private_key": key}
         files = {name: _read(pem) for name, pem in given.items() if pem is not None}
     headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
     try:
-        client = flight.FlightClient(url, **files)
+        client = flight.FlightClient(url, generic_options=_RECONNECT, **files)
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise _invalid(f"{url!r} is not grpc://host:port or grpc+tls://host:port: {error}") from error
-    return client, flight.FlightCallOptions(timeout=timeout, headers=headers)
+    return client, headers
 
 
 def _variable(name: str) -> str | None:

@@ -48,6 +48,22 @@ class StaleVersionError(SiraError):
     """A version was asked for and the key has another one."""
 
 
+class HasPartsError(SiraError):
+    """The key has several parts, and one tensor was asked for."""
+
+
+class UnknownKvSpecError(SiraError, KeyError):
+    """No such kv spec is registered."""
+
+
+class ReadOnlyError(SiraError, PermissionError):
+    """The namespace is read-only. `errno` is EROFS."""
+
+    def __init__(self, message: str, code: str = "SIRA_READ_ONLY") -> None:
+        super().__init__(message, code)
+        self.errno = errno.EROFS
+
+
 class OutOfSpaceError(SiraError, OSError):
     """A tier is full. `errno` is ENOSPC."""
 
@@ -61,7 +77,7 @@ class UnavailableError(SiraError, ConnectionError):
 
 
 class TimedOutError(SiraError, TimeoutError):
-    """The call took longer than the client's `timeout`."""
+    """The call took longer than the client's `timeout`, or than its deadline."""
 
 
 class CorruptError(SiraError):
@@ -89,6 +105,9 @@ _BY_CODE: dict[str, type[SiraError]] = {
     "SIRA_NOT_FOUND": NotFoundError,
     "SIRA_EXISTS": AlreadyExistsError,
     "SIRA_STALE": StaleVersionError,
+    "SIRA_HAS_PARTS": HasPartsError,
+    "SIRA_UNKNOWN_KV_SPEC": UnknownKvSpecError,
+    "SIRA_READ_ONLY": ReadOnlyError,
     "SIRA_OUT_OF_SPACE": OutOfSpaceError,
     "SIRA_BUSY": UnavailableError,
     "SIRA_SHUTTING_DOWN": UnavailableError,
@@ -109,6 +128,11 @@ _TAIL = re.compile(r"\.? *(Client context: |gRPC client debug context: |Detail: 
 def by_code(code: str, message: str) -> SiraError:
     """The exception for a stable code; `SiraError` itself for a code this version does not know."""
     return _BY_CODE.get(code, SiraError)(message, code)
+
+
+def by_text(text: str) -> SiraError:
+    """The exception for what the server says of one key: a stable code, a colon, the reason."""
+    return by_code(text.partition(":")[0], text)
 
 
 def has_code(error: BaseException) -> bool:

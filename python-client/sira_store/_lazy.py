@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _arrays
 from ._dtypes import PACKED_BITS, numpy_dtype
+from ._errors import HasPartsError, NotFoundError
 from ._types import TensorInfo
 
 if TYPE_CHECKING:
@@ -23,16 +25,24 @@ class LazyTensor:
     reading raises.
     """
 
-    def __init__(self, client: Client, info: TensorInfo, framework: _arrays.Framework) -> None:
+    def __init__(
+        self, client: Client, info: TensorInfo, framework: _arrays.Framework, part: str | None = None
+    ) -> None:
         self._client = client
         self._framework = framework
-        self.info = info
-        """What the server said when the tensor was opened."""
+        self._part = part
+        self.info = _of_part(info, part) if info.parts else info
+        """What the server said when the tensor was opened; of a part, what it said of that."""
 
     @property
     def key(self) -> str:
         """`namespace/key`."""
         return self.info.key
+
+    @property
+    def part(self) -> str | None:
+        """The part that was chosen."""
+        return self._part
 
     @property
     def version(self) -> int:
@@ -85,11 +95,16 @@ class LazyTensor:
 
     def numpy(self) -> Any:
         """All of it, as a numpy array."""
-        return self._client.get(self.key, version=self.version)
+        return self._read("numpy")
 
     def torch(self) -> Any:
         """All of it, as a torch tensor."""
-        return self._client.get(self.key, framework="torch", version=self.version)
+        return self._read("torch")
+
+    def _read(self, framework: _arrays.Framework, **options: Any) -> Any:
+        return self._client._get_one(
+            self.key, None, framework, version=self.version, part=self._part, **options
+        )
 
     def __iter__(self) -> Any:
         # Without this, Python would fall back to one request a row.
@@ -107,11 +122,8 @@ class LazyTensor:
             part = _arrays.empty(self.info.dtype, shape, self._framework)
         else:
             names = [name or str(axis) for axis, name in enumerate(self.axes)]
-            part = self._client.get(
-                self.key,
-                framework=self._framework,
-                ranges={names[axis]: bounds for axis, bounds in ranges.items()},
-                version=self.version,
+            part = self._read(
+                self._framework, ranges={names[axis]: bounds for axis, bounds in ranges.items()}
             )
         if self._framework == "torch":
             # torch slices forwards only.
@@ -125,6 +137,28 @@ class LazyTensor:
                 for step in local
             )
         return part[local]
+
+
+def _of_part(info: TensorInfo, name: str | None) -> TensorInfo:
+    names = ", ".join(part.name for part in info.parts)
+    if name is None:
+        raise HasPartsError(
+            f"SIRA_HAS_PARTS: {info.key}: it has several parts, choose one: {names}", "SIRA_HAS_PARTS"
+        )
+    for part in info.parts:
+        if part.name == name:
+            return replace(
+                info,
+                dtype=part.dtype,
+                shape=part.shape,
+                axes=part.axes,
+                nbytes=part.nbytes,
+                stored_bytes=part.stored_bytes,
+                codec=part.codec,
+                attributes=part.attributes,
+                parts=(),
+            )
+    raise NotFoundError(f"SIRA_NOT_FOUND: {info.key} has no part {name!r}, only {names}", "SIRA_NOT_FOUND")
 
 
 def plan(

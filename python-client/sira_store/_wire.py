@@ -12,10 +12,22 @@ from pyarrow import flight
 
 from ._arrays import Outgoing
 from ._dtypes import Bytes, nbytes
-from ._errors import IncompleteError, InvalidError
+from ._errors import IncompleteError, InvalidError, by_code
 
 BATCH_BYTES = 4 << 20
 """Bytes of a tensor in one message of a put."""
+
+MAX_KEYS = 65_536
+"""Keys of one request, at most."""
+
+MAX_REQUEST = 4_000_000
+"""Bytes of one request, at most: a little less than gRPC servers take where nobody configured it."""
+
+
+_UINT8 = pa.uint8()
+
+BYTES = pa.schema([pa.field("tensor", _UINT8, nullable=False)])
+"""A stream of plain bytes, which carry any element type."""
 
 
 class Spec(NamedTuple):
@@ -29,19 +41,78 @@ class Spec(NamedTuple):
         return nbytes(self.dtype, self.shape)
 
 
+# json.dumps would make one a call: as dear as the encoding of a small object.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def dumps(value: object) -> bytes:
     """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
-def ticket(key: str, version: int | None, ranges: Mapping[str, tuple[int, int]] | None) -> flight.Ticket:
+def answer(what: str, text: pa.Buffer | None) -> dict[str, Any]:
+    """The JSON object that a server answers with."""
+    if text is None:
+        raise incomplete(f"{what}: the server ended the put without an answer")
+    try:
+        answer: dict[str, Any] = json.loads(text.to_pybytes())
+    except (ValueError, RecursionError) as error:
+        raise by_code("SIRA_INTERNAL", f"SIRA_INTERNAL: {what}: the answer is no JSON: {error}") from error
+    if not isinstance(answer, dict):
+        raise by_code("SIRA_INTERNAL", f"SIRA_INTERNAL: {what}: the answer is no object")
+    return answer
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """The fields that are not None: what a request does not say has the server's default."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def ticket(
+    key: str,
+    *,
+    version: int | None = None,
+    ranges: Mapping[str, tuple[int, int]] | None = None,
+    part: str | None = None,
+    kv_spec: str | None = None,
+    exact: bool | None = None,
+) -> flight.Ticket:
     """Always JSON: a plain key is taken for JSON when its namespace begins with a brace."""
-    body: dict[str, Any] = {"v": 1, "key": key}
-    if version is not None:
-        body["version"] = version
+    fields = given(version=version, part=part, kv_spec=kv_spec, exact=exact)
     if ranges:
-        body["slice"] = {name: list(bounds) for name, bounds in ranges.items()}
-    return flight.Ticket(dumps(body))
+        fields["slice"] = {name: list(bounds) for name, bounds in ranges.items()}
+    return flight.Ticket(dumps({"v": 1, "key": key, **fields}))
+
+
+def requests(keys: Sequence[str], **fields: Any) -> Iterator[tuple[int, bytes]]:
+    """The bodies of requests for many keys, each with the number of its keys: as few as may be sent."""
+    for start in range(0, len(keys), MAX_KEYS):
+        page = keys[start : start + MAX_KEYS]
+        body = dumps({"v": 1, "keys": page, **fields})
+        if len(body) > MAX_REQUEST and len(page) > 1:
+            half = len(page) // 2
+            yield from requests(page[:half], **fields)
+            yield from requests(page[half:], **fields)
+        else:
+            yield len(page), body
+
+
+def axis_names(axes: Sequence[str]) -> list[str]:
+    """One name an axis."""
+    if isinstance(axes, (str, Mapping)):
+        raise InvalidError(
+            f"SIRA_BAD_REQUEST: axes={axes!r}: a list of names, one an axis", "SIRA_BAD_REQUEST"
+        )
+    return list(axes)
+
+
+def seconds(ttl: float) -> int:
+    """A time to live."""
+    if not float(ttl).is_integer():
+        raise InvalidError(
+            f"SIRA_BAD_REQUEST: ttl={ttl!r}: it is a whole number of seconds", "SIRA_BAD_REQUEST"
+        )
+    return int(ttl)
 
 
 def condition(if_: str | int) -> str:
@@ -64,31 +135,26 @@ def schema(
     consistency: str | None,
     if_: str | int | None,
     attributes: Mapping[str, str] | None,
+    kv_spec: str | None = None,
 ) -> pa.Schema:
     """A put's schema. The column is plain bytes, which carry any element type, and the shape is always said,
     so that a stream that breaks off commits nothing."""
     metadata: dict[str, str | bytes] = {"sira.shape": dumps(list(tensor.shape)), "sira.dtype": tensor.dtype}
     if axes is not None:
-        if isinstance(axes, str):
-            raise InvalidError(
-                f"SIRA_BAD_REQUEST: axes={axes!r}: a list of names, one an axis", "SIRA_BAD_REQUEST"
-            )
-        metadata["sira.axes"] = dumps(list(axes))
+        metadata["sira.axes"] = dumps(axis_names(axes))
     if codec is not None:
         metadata["sira.codec"] = codec
     if ttl is not None:
-        if not float(ttl).is_integer():
-            raise InvalidError(
-                f"SIRA_BAD_REQUEST: ttl={ttl!r}: it is a whole number of seconds", "SIRA_BAD_REQUEST"
-            )
-        metadata["sira.ttl"] = str(int(ttl))
+        metadata["sira.ttl"] = str(seconds(ttl))
     if consistency is not None:
         metadata["sira.consistency"] = consistency
     if if_ is not None:
         metadata["sira.if"] = condition(if_)
+    if kv_spec is not None:
+        metadata["sira.kv_spec"] = kv_spec
     for name, text in (attributes or {}).items():
         metadata[f"sira.attr.{name}"] = text
-    return pa.schema([pa.field("tensor", pa.uint8(), nullable=False)], metadata=metadata)
+    return BYTES.with_metadata(metadata)
 
 
 def batches(data: Bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -96,7 +162,7 @@ def batches(data: Bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     buffer = pa.py_buffer(data)
     for start in range(0, data.size, BATCH_BYTES):
         part = buffer.slice(start, min(BATCH_BYTES, data.size - start))
-        column = pa.Array.from_buffers(pa.uint8(), part.size, [None, part], null_count=0)
+        column = pa.Array.from_buffers(_UINT8, part.size, [None, part], null_count=0)
         yield pa.RecordBatch.from_arrays([column], schema=schema)
 
 
@@ -125,30 +191,47 @@ def column_bytes(batch: pa.RecordBatch) -> Bytes:
     return np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
 
 
+class Gathering:
+    """The bytes of a tensor as they come, which must be exactly `size`. Each is copied once, into `buffer` or
+    into memory allocated here, or not at all when all come at once and the caller has no place for them."""
+
+    def __init__(self, size: int, buffer: Bytes | None) -> None:
+        self.size = size
+        self.filled = 0
+        self._buffer = buffer
+
+    def add(self, data: Bytes) -> None:
+        """The next bytes."""
+        filled = self.filled + data.size
+        if filled > self.size:
+            raise incomplete(f"the stream went on after the tensor's {self.size} bytes")
+        if self._buffer is None and data.size == self.size:
+            self._buffer = data
+        elif data.size:
+            if self._buffer is None:
+                self._buffer = np.empty(self.size, np.uint8)
+            self._buffer[self.filled : filled] = data
+        self.filled = filled
+
+    def finish(self) -> Bytes:
+        """All of them."""
+        if self.filled != self.size:
+            raise incomplete(f"the stream ended after {self.filled} of {self.size} bytes")
+        return np.empty(0, np.uint8) if self._buffer is None else self._buffer
+
+
 def receive(reader: flight.FlightStreamReader, size: int, buffer: Bytes | None) -> Bytes:
-    """All of a stream, which must be exactly `size` bytes. Each byte is copied once, into `buffer` or into
-    memory allocated here, or not at all when all come in one message and the caller has no place for them."""
-    filled = 0
+    """All of a stream that is one tensor."""
+    gathering = Gathering(size, buffer)
     while True:
         # To the very end, even when all bytes are here: the status comes behind them.
         try:
             batch = reader.read_chunk().data
         except StopIteration:
-            break
-        data = column_bytes(batch)
-        if filled + data.size > size:
-            raise _incomplete(f"the stream went on after the tensor's {size} bytes")
-        if buffer is None and data.size == size:
-            buffer = data
-        elif data.size:
-            if buffer is None:
-                buffer = np.empty(size, np.uint8)
-            buffer[filled : filled + data.size] = data
-        filled += data.size
-    if filled != size:
-        raise _incomplete(f"the stream ended after {filled} of {size} bytes")
-    return np.empty(0, np.uint8) if buffer is None else buffer
+            return gathering.finish()
+        gathering.add(column_bytes(batch))
 
 
-def _incomplete(message: str) -> IncompleteError:
+def incomplete(message: str) -> IncompleteError:
+    """A stream that is not what was promised."""
     return IncompleteError(f"SIRA_INCOMPLETE: {message}", "SIRA_INCOMPLETE")

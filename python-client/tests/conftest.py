@@ -30,7 +30,8 @@ def plain(server: Server) -> Iterator[flight.FlightClient]:
 
 @pytest.fixture
 def sira(server: Server) -> Iterator[sira_store.Client]:
-    with sira_store.connect(server.url) as client:
+    # Of a busy machine no deadline is asked; tests/test_deadline.py has clients of its own.
+    with sira_store.connect(server.url, lookup_deadline=None) as client:
         yield client
 
 

@@ -758,12 +758,12 @@ class TestActions:
         assert isinstance(info["stored_bytes"], int)
 
     def test_exists_and_delete(self, plain: flight.FlightClient, ns: str) -> None:
-        assert act(plain, "exists", key=f"{ns}/x") == {"exists": False}
+        assert act(plain, "exists", key=f"{ns}/x") == {"exists": False, "cache": False}
         version = put(plain, path(f"{ns}/x"), pa.array([1]))["version"]
-        assert act(plain, "exists", key=f"{ns}/x") == {"exists": True, "version": version}
+        assert act(plain, "exists", key=f"{ns}/x") == {"exists": True, "version": version, "cache": False}
         assert act(plain, "delete", key=f"{ns}/x") == {"deleted": True}
         assert act(plain, "delete", key=f"{ns}/x") == {"deleted": False}
-        assert act(plain, "exists", key=f"{ns}/x") == {"exists": False}
+        assert act(plain, "exists", key=f"{ns}/x") == {"exists": False, "cache": False}
 
     def test_an_empty_body_where_nothing_is_required(self, plain: flight.FlightClient) -> None:
         for name in ("stats", "health", "list"):

@@ -125,10 +125,7 @@ impl Puts<'_> {
         }
         for item in message.items {
             // What cannot be measured ends the stream: nobody knows where the next key begins.
-            let specs = item.specs().map_err(|e| crate::status::of_wire(&e))?;
-            let nbytes = specs.iter().try_fold(0u64, |sum, (_, spec)| sum.checked_add(spec.nbytes()));
-            let nbytes =
-                nbytes.ok_or_else(|| refuse(Code::BadTensor, format!("{}: parts of more bytes than any machine has", item.key)))?;
+            let nbytes = item.nbytes().map_err(|e| crate::status::of_wire(&e))?;
             self.announced.push_back(Announcement { index: self.results.len(), item, nbytes });
             self.results.push(None);
         }

@@ -10,7 +10,7 @@ use sira_tensor::{TensorSpec, kv};
 use crate::entry::PutAnswer;
 use crate::options::{check_kv_spec, check_ttl, dtype, refuse};
 use crate::request::{Versioned, parse, versioned};
-use crate::{Condition, Consistency, Key, VERSION, WireError};
+use crate::{Code, Condition, Consistency, Key, VERSION, WireError};
 
 /// Keys of one request, at most.
 pub const MAX_KEYS: usize = 65_536;
@@ -286,7 +286,7 @@ impl PartHeader {
 
     /// The tensor that this describes, within all limits.
     pub fn spec(&self) -> Result<TensorSpec, WireError> {
-        let wrong = |e: sira_tensor::TensorError| WireError::new(crate::Code::BadTensor, format!("part {:?}: {e}", self.name));
+        let wrong = |e: sira_tensor::TensorError| WireError::new(Code::BadTensor, format!("part {:?}: {e}", self.name));
         let spec = TensorSpec::new(dtype(&self.dtype)?, self.shape.clone()).map_err(wrong)?;
         spec.with_axes(self.axes.clone()).and_then(|spec| spec.with_attributes(self.attributes.clone())).map_err(wrong)
     }
@@ -354,6 +354,15 @@ impl PutItem {
         self.parts.iter().map(|part| Ok((part.name.clone(), part.spec()?))).collect()
     }
 
+    /// Bytes of all parts: where the next key begins, whatever else is wrong with this one.
+    pub fn nbytes(&self) -> Result<u64, WireError> {
+        let wrong = |reason: String| WireError::new(Code::BadTensor, format!("{}: {reason}", self.key));
+        self.parts.iter().try_fold(0u64, |sum, part| {
+            let spec = TensorSpec::new(dtype(&part.dtype)?, part.shape.clone()).map_err(|e| wrong(e.to_string()))?;
+            sum.checked_add(spec.nbytes()).ok_or_else(|| wrong("parts of more bytes than any machine has".into()))
+        })
+    }
+
     /// What must hold of the key.
     pub fn condition(&self) -> Result<Option<Condition>, WireError> {
         check_ttl(self.ttl)?;
@@ -382,7 +391,6 @@ pub enum PutResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Code;
 
     #[test]
     fn a_bitmap_says_what_was_put_in() {
@@ -413,6 +421,13 @@ mod tests {
         let part = |name: &str| PartHeader { name: name.into(), dtype: "bfloat16".into(), shape: vec![2, 3], ..PartHeader::default() };
         let item = |parts| PutItem { key: "ns/k".into(), parts, ..PutItem::default() };
         assert_eq!(item(vec![part("k"), part("v")]).specs().unwrap()[1].1.nbytes(), 12);
+        // What is wrong otherwise can still be measured, and skipped.
+        let misnamed = PartHeader { axes: vec!["token".into()], ..part("a/b") };
+        assert_eq!(item(vec![misnamed, part("v")]).nbytes().unwrap(), 24);
+        for wrong in [PartHeader { dtype: "float12".into(), ..part("k") }, PartHeader { shape: vec![u64::MAX, 2], ..part("k") }] {
+            assert_eq!(item(vec![wrong]).nbytes().unwrap_err().code, Code::BadTensor);
+        }
+        assert!(item(vec![PartHeader { shape: vec![1 << 62], ..part("k") }; 4]).nbytes().is_err());
         for parts in [vec![], vec![part("k"), part("k")], vec![part("a/b")], vec![part("")], vec![part("x"); MAX_PARTS + 1]] {
             assert_eq!(item(parts).specs().unwrap_err().code, Code::BadRequest);
         }
