@@ -18,8 +18,8 @@ Pem: TypeAlias = "str | os.PathLike[str] | bytes"
 _TLS = ("grpc+tls", "grpcs", "https")
 
 
-# How long gRPC waits before it tries again to connect. By default the wait grows to two minutes, in which every
-# call fails at once though the server is back.
+# How long gRPC waits before it tries again to connect. By default the wait grows to two minutes, in which
+# every call fails at once though the server is back.
 _RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
 
 
