@@ -161,9 +161,9 @@ impl Catalog {
         bytes.map(|bytes| TensorRecord::from_bytes(&format!("{key} in the catalog"), &bytes)).transpose()
     }
 
-    /// A number that every change of what the index has of `key` changes, once the change is made.
-    pub fn changes(&self, key: &Key) -> u64 {
-        self.presences.changes(key)
+    /// A number that stands still while the index has the same of `key`; `None` while it changes.
+    pub fn still(&self, key: &Key) -> Option<u64> {
+        self.presences.still(key)
     }
 
     /// What is remembered of `key`.
@@ -234,6 +234,7 @@ impl Catalog {
         if let Some(due) = due_ms {
             changes.push(Change::Put([b"e/", &due.to_be_bytes()[..], key].concat(), record.generation.to_be_bytes().to_vec()));
         }
+        let changing = self.presences.change(&record.key);
         let written = if sync {
             // A sync waits for the disk: not on the runtime's threads.
             let kv = self.kv.clone();
@@ -243,7 +244,7 @@ impl Catalog {
             self.kv.write(changes, false)
         };
         written.map_err(failed)?;
-        self.presences.set(&record.key, Presence::of(Some(record)));
+        changing.made(Presence::of(Some(record)));
         Ok(())
     }
 
@@ -253,8 +254,9 @@ impl Catalog {
             Change::Delete(tagged(b"k/", record.key.as_str().as_bytes())),
             Change::Put(tagged(b"g/", record.write_id.as_bytes()), json(garbage)?),
         ];
+        let changing = self.presences.change(&record.key);
         self.kv.write(changes, true).map_err(failed)?;
-        self.presences.set(&record.key, Presence::of(None));
+        changing.made(Presence::of(None));
         Ok(())
     }
 

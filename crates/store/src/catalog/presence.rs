@@ -39,15 +39,40 @@ pub(crate) fn tag(hash: &str) -> u64 {
 /// What was put or looked up lately. Bounded; keys are known by 128 bits of their hash.
 pub(crate) struct Presences {
     cache: Cache<u128, Presence, quick_cache::UnitWeighter, Xxh3DefaultBuilder>,
-    /// Counts changes, so that a look into the index that is overtaken by one leaves nothing behind.
-    changes: Vec<Mutex<u64>>,
+    stripes: Vec<Mutex<Changes>>,
+}
+
+/// Changes of the index, of the keys of a stripe.
+#[derive(Clone, Copy, Default)]
+struct Changes {
+    begun: u64,
+    ended: u64,
+}
+
+/// A change of the index that is being made.
+pub(crate) struct Changing<'a> {
+    presences: &'a Presences,
+    hash: u128,
+}
+
+impl Changing<'_> {
+    /// It is made.
+    pub fn made(self, presence: Presence) {
+        self.presences.cache.insert(self.hash, presence);
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.presences.stripe(self.hash).lock().ended += 1;
+    }
 }
 
 impl Presences {
     /// Remembers up to `keys`, about 80 bytes each.
     pub fn new(keys: usize) -> Presences {
         let cache = Cache::with(keys.min(1024), keys as u64, quick_cache::UnitWeighter, Xxh3DefaultBuilder::new(), Default::default());
-        Presences { cache, changes: (0..STRIPES).map(|_| Mutex::new(0)).collect() }
+        Presences { cache, stripes: (0..STRIPES).map(|_| Mutex::default()).collect() }
     }
 
     /// What is known of `key`.
@@ -55,26 +80,27 @@ impl Presences {
         self.cache.get(&hash(key))
     }
 
-    /// The index has changed.
-    pub fn set(&self, key: &Key, presence: Presence) {
+    /// The index is about to change what it has of `key`.
+    pub fn change(&self, key: &Key) -> Changing<'_> {
         let hash = hash(key);
-        let mut changes = self.stripe(hash).lock();
-        *changes += 1;
-        self.cache.insert(hash, presence);
+        self.stripe(hash).lock().begun += 1;
+        Changing { presences: self, hash }
     }
 
-    /// Changes so far of the stripe that `key` is in: as long as this stays the same, the index has the same of `key`.
-    pub fn changes(&self, key: &Key) -> u64 {
-        *self.stripe(hash(key)).lock()
+    /// A number that stands still while the index has the same of `key`; `None` while it changes.
+    pub fn still(&self, key: &Key) -> Option<u64> {
+        let changes = *self.stripe(hash(key)).lock();
+        (changes.begun == changes.ended).then_some(changes.begun)
     }
 
     /// Remembers what `look` finds in the index, unless it is overtaken by a change.
     pub fn learn<E>(&self, key: &Key, look: impl FnOnce() -> Result<Presence, E>) -> Result<Presence, E> {
         let hash = hash(key);
-        let before = *self.stripe(hash).lock();
+        let before = self.still(key);
         let presence = look()?;
         let changes = self.stripe(hash).lock();
-        if *changes == before {
+        // Held until it is in: a change that begins later is remembered over it.
+        if before == Some(changes.begun) {
             self.cache.insert(hash, presence);
         }
         Ok(presence)
@@ -85,8 +111,8 @@ impl Presences {
         self.cache.clear();
     }
 
-    fn stripe(&self, hash: u128) -> &Mutex<u64> {
-        &self.changes[hash as usize % STRIPES]
+    fn stripe(&self, hash: u128) -> &Mutex<Changes> {
+        &self.stripes[hash as usize % STRIPES]
     }
 }
 
@@ -105,11 +131,17 @@ mod tests {
         let there = Presence { expires_ms: u64::MAX, kv_spec: 7 };
         let absent = Presence::of(None);
         let seen = presences.learn(&key, || {
-            presences.set(&key, there);
+            presences.change(&key).made(there);
             Ok::<_, ()>(absent)
         });
         assert_eq!(seen, Ok(absent));
         assert_eq!(presences.get(&key), Some(there));
+        let changing = presences.change(&key);
+        assert_eq!(presences.still(&key), None);
+        let seen = presences.learn(&key, || Ok::<_, ()>(absent));
+        assert_eq!((seen, presences.get(&key)), (Ok(absent), Some(there)), "learnt while it changes");
+        drop(changing);
+        assert_eq!((presences.still(&key), presences.get(&key)), (Some(2), Some(there)), "a change that came to nothing");
         assert!(there.holds(5, None) && there.holds(5, Some(7)) && !there.holds(5, Some(8)) && !absent.holds(0, None));
     }
 
