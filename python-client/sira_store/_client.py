@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
-import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import flight
 
-from . import _arrays, _wire
+from . import _arrays, _connect, _wire
 from ._base import Caches, Deadline, closing
+from ._connect import Pem
 from ._errors import (
     HasPartsError,
     InvalidError,
@@ -42,14 +42,22 @@ _Ranges: TypeAlias = Mapping[str, slice | tuple[int, int]]
 def connect(
     url: str | None = None,
     *,
+    token: str | None = None,
+    ca: Pem | None = None,
+    cert: Pem | None = None,
+    key: Pem | None = None,
     timeout: float | None = None,
     lookup_deadline: float | None = 0.2,
     cache_namespaces: Iterable[str] = (),
 ) -> Client:
-    """A client of the server at `url`: `grpc://host:port`, or `host:port`. Without one, the environment's
-    SIRA_URL, or else `grpc://127.0.0.1:9095`. Nothing is sent yet: the first call finds out whether a server
-    is there.
+    """A client of the server at `url`: `grpc://host:port`, `host:port`, or with TLS `grpc+tls://host:port`.
+    Without one, the environment's SIRA_URL, or else `grpc://127.0.0.1:9095`. Nothing is sent yet: the first
+    call finds out whether a server is there.
 
+    `token`: sent with every call; by default the environment's SIRA_TOKEN, or the first one in the file
+    SIRA_TOKEN_FILE. `ca`: the authority of the server's certificate, where it is not a public one. `cert` and
+    `key`: the client's own certificate, where the server asks for one. These are paths of PEM files or their
+    bytes; by default the environment's SIRA_CA, SIRA_CERT, SIRA_KEY.
     `timeout`: seconds that any one call may take; no limit by default. `lookup_deadline`: seconds that
     `exists` and `exists_many` may take; None for no limit. `cache_namespaces`: namespaces that are caches,
     where a lookup without an answer is a miss. The client learns more of them from answers, but before the
@@ -57,6 +65,10 @@ def connect(
     """
     return Client(
         url or os.environ.get("SIRA_URL") or DEFAULT_URL,
+        token=token,
+        ca=ca,
+        cert=cert,
+        key=key,
         timeout=timeout,
         lookup_deadline=lookup_deadline,
         cache_namespaces=cache_namespaces,
@@ -70,24 +82,22 @@ class Client(Lookups, Puts, Gets):
         self,
         url: str,
         *,
+        token: str | None = None,
+        ca: Pem | None = None,
+        cert: Pem | None = None,
+        key: Pem | None = None,
         timeout: float | None = None,
         lookup_deadline: float | None = 0.2,
         cache_namespaces: Iterable[str] = (),
     ) -> None:
         self.url = url if "://" in url else f"grpc://{url}"
         """Where the server is."""
-        self._headers = []
         self._timeout = timeout
         self._lookup_deadline = lookup_deadline
         self._caches = Caches(cache_namespaces)
         self._kv_specs = {}
         Deadline(lookup_deadline)  # refuses what cannot be one
-        try:
-            self._flight = flight.FlightClient(self.url)
-        except (pa.ArrowException, ValueError, TypeError) as error:
-            raise InvalidError(
-                f"SIRA_BAD_REQUEST: {url!r} is not grpc://host:port: {error}", "SIRA_BAD_REQUEST"
-            ) from error
+        self._flight, self._headers = _connect.connect(self.url, token=token, ca=ca, cert=cert, key=key)
 
     def close(self) -> None:
         """Ends the connection."""

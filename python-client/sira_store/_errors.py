@@ -88,6 +88,10 @@ class UnsupportedError(SiraError, NotImplementedError):
     """The server knows what was asked for, but does not offer it."""
 
 
+class UnauthenticatedError(SiraError, PermissionError):
+    """The server asks for a token, and none was given, or not one that it accepts."""
+
+
 class InternalError(SiraError):
     """A defect of the server: please report it."""
 
@@ -113,6 +117,7 @@ _BY_CODE: dict[str, type[SiraError]] = {
     "SIRA_CORRUPT": CorruptError,
     "SIRA_UNSUPPORTED": UnsupportedError,
     "SIRA_INTERNAL": InternalError,
+    "SIRA_UNAUTHENTICATED": UnauthenticatedError,
 }
 
 _CODE = re.compile(r"\b(SIRA_[A-Z0-9_]+):\s*(.*)", re.DOTALL)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -20,11 +21,13 @@ def program() -> Path:
 
 
 class Server:
-    """`sira serve` over a data folder. `config` is the text of its configuration file."""
+    """`sira serve` over a data folder. `config` is the text of its configuration file, `flags` are further
+    ones, of which a `--listen` wins over the one given here."""
 
-    def __init__(self, data: Path, config: str = "") -> None:
+    def __init__(self, data: Path, config: str = "", flags: Sequence[str] = ()) -> None:
         self.data = data
         self.config = config
+        self.flags = list(flags)
         self.url = ""
         self.admin = ""
         self._process: subprocess.Popen[str] | None = None
@@ -44,7 +47,9 @@ class Server:
         if self._process is not None:
             raise RuntimeError("the server runs already")
         # The system picks a free port, which the server then says.
-        command = [str(program()), "serve", "--listen", "127.0.0.1:0", "--data", str(self.data)]
+        command = [str(program()), "serve", "--data", str(self.data), *self.flags]
+        if "--listen" not in self.flags:
+            command += ["--listen", "127.0.0.1:0"]
         if self.config:
             config = self.data.with_name(f"{self.data.name}.toml")
             config.write_text(self.config)

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::time::Duration;
 
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::{Action, Ticket as FlightTicket};
@@ -12,13 +11,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sira_tensor::TensorSpec;
 use sira_wire::{
-    Code, DEFAULT_PORT, DeleteAnswer, DeleteRequest, EmptyRequest, Entry, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions,
-    Ticket, VERSION, WireError,
+    Code, DeleteAnswer, DeleteRequest, EmptyRequest, Entry, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions, Ticket,
+    VERSION, WireError,
 };
 use tokio::io::AsyncRead;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
 
+use crate::connect::{self, Authorized, ConnectOptions};
 use crate::lookup::Lookups;
 use crate::put::{self, Failure, Pieces};
 use crate::{ClientError, GetOptions, TensorStream, message};
@@ -32,7 +31,7 @@ const MAX_MESSAGE: usize = 64 << 20;
 /// A connection to a server; clones share it. What it can do stands in the [crate's overview](crate).
 #[derive(Clone, Debug)]
 pub struct Client {
-    pub(crate) flight: FlightServiceClient<Channel>,
+    pub(crate) flight: FlightServiceClient<Authorized>,
     pub(crate) lookups: Lookups,
 }
 
@@ -50,11 +49,12 @@ pub struct Health {
 impl Client {
     /// Connects to `grpc://host:port`; `http://` and `grpc+tcp://` mean the same, the port is 9095 where none is given.
     pub async fn connect(url: &str) -> Result<Client, ClientError> {
-        let channel = endpoint(url)?.connect().await.map_err(|error| match ClientError::from(error) {
-            ClientError::Transport { reason, .. } => ClientError::Transport { context: format!("no connection to {url}"), reason },
-            other => other,
-        })?;
-        Ok(Client::over(channel))
+        Client::connect_with(url, ConnectOptions::default()).await
+    }
+
+    /// Connects with a token, with TLS (`grpc+tls://host:port`; `grpcs://` and `https://` mean the same), or both.
+    pub async fn connect_with(url: &str, options: ConnectOptions) -> Result<Client, ClientError> {
+        Ok(Client::over(connect::open(url, &options).await?))
     }
 
     /// A client that connects with its first call, so that it can be made while the server is absent; calls then fail until it is there.
@@ -72,10 +72,15 @@ impl Client {
     /// # }
     /// ```
     pub fn connect_lazy(url: &str) -> Result<Client, ClientError> {
-        Ok(Client::over(endpoint(url)?.connect_lazy()))
+        Client::connect_lazy_with(url, &ConnectOptions::default())
     }
 
-    fn over(channel: Channel) -> Client {
+    /// As [`Client::connect_lazy`], with a token, with TLS, or both.
+    pub fn connect_lazy_with(url: &str, options: &ConnectOptions) -> Result<Client, ClientError> {
+        Ok(Client::over(connect::lazy(url, options)?))
+    }
+
+    fn over(channel: Authorized) -> Client {
         Client { flight: FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE), lookups: Lookups::default() }
     }
 
@@ -285,18 +290,6 @@ impl Client {
     }
 }
 
-/// How a channel to `url` is made.
-fn endpoint(url: &str) -> Result<Endpoint, ClientError> {
-    let endpoint =
-        Endpoint::from_shared(http_url(url)?).map_err(|error| ClientError::BadUrl { url: url.to_owned(), reason: error.to_string() })?;
-    Ok(endpoint
-        .connect_timeout(Duration::from_secs(10))
-        .tcp_nodelay(true)
-        // Room for a few messages on the way, where HTTP/2's own 64 KiB would wait for each round trip.
-        .initial_stream_window_size(8 << 20)
-        .initial_connection_window_size(16 << 20))
-}
-
 fn key_request(key: &str) -> Result<KeyRequest, ClientError> {
     let key: Key = key.parse()?;
     Ok(KeyRequest { v: VERSION, key: key.to_string(), kv_spec: None })
@@ -313,43 +306,4 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError>
 /// The JSON of an action's first result.
 pub(crate) fn answer<T: DeserializeOwned>(name: &str, first: Option<Bytes>) -> Result<T, ClientError> {
     parse(&first.ok_or_else(|| ClientError::protocol(format!("{name} without an answer")))?)
-}
-
-/// The URL as the HTTP/2 layer takes it.
-fn http_url(url: &str) -> Result<String, ClientError> {
-    let bad = |reason: &str| Err(ClientError::BadUrl { url: url.to_owned(), reason: reason.to_owned() });
-    let (scheme, rest) = url.split_once("://").unwrap_or(("grpc", url));
-    match scheme {
-        "grpc" | "grpc+tcp" | "http" => {}
-        "https" | "grpc+tls" | "grpcs" => return bad("TLS is not part of this version; a server listens on loopback only"),
-        _ => return bad("a server's URL is grpc://host:port"),
-    }
-    let authority = rest.trim_end_matches('/');
-    if authority.is_empty() || authority.contains(['/', '?', '#', '@']) {
-        return bad("a server's URL is grpc://host:port, with nothing after it");
-    }
-    let after_host = authority.rsplit(']').next().unwrap_or(authority);
-    Ok(if after_host.contains(':') { format!("http://{authority}") } else { format!("http://{authority}:{DEFAULT_PORT}") })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_are_taken_in_every_spelling_and_refused_with_a_reason() {
-        for (url, http) in [
-            ("grpc://127.0.0.1:9095", "http://127.0.0.1:9095"),
-            ("grpc+tcp://localhost", "http://localhost:9095"),
-            ("http://host:1/", "http://host:1"),
-            ("host:7", "http://host:7"),
-            ("grpc://[::1]", "http://[::1]:9095"),
-            ("grpc://[::1]:5", "http://[::1]:5"),
-        ] {
-            assert_eq!(http_url(url).unwrap(), http, "{url}");
-        }
-        for url in ["grpc+tls://host", "ftp://host", "grpc://", "grpc://host/path"] {
-            assert!(http_url(url).is_err(), "{url}");
-        }
-    }
 }

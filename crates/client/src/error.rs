@@ -23,6 +23,9 @@ pub enum ClientError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A token, certificate or key that cannot be used.
+    #[error("bad credentials: {0}")]
+    BadCredentials(String),
     /// No connection, or it broke.
     #[error("{context}: {reason}")]
     Transport {
@@ -89,7 +92,7 @@ impl From<tonic::transport::Error> for ClientError {
 }
 
 /// The last cause, which is what the system said: tonic's own words are `transport error`.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;

@@ -48,6 +48,7 @@
 mod admin;
 mod batches;
 mod client;
+mod connect;
 mod error;
 mod get;
 mod get_many;
@@ -59,6 +60,7 @@ mod put_messages;
 mod segments;
 
 pub use client::{Client, DEFAULT_URL, Health};
+pub use connect::ConnectOptions;
 pub use error::ClientError;
 pub use get::{GetOptions, TensorStream};
 pub use get_many::{FetchedKey, FetchedPart, FilledKey, GetManyOptions, ManyStream};

@@ -17,6 +17,7 @@ use tonic::Status;
 
 use crate::get_many::Many;
 use crate::ipc;
+use crate::seats::Turn;
 use crate::stall::{LOOK, Patience};
 use crate::status::{of_store, outcome, refuse};
 
@@ -37,15 +38,15 @@ pub(crate) fn carrier(spec: &TensorSpec) -> (Carrier, Schema) {
     (carrier, schema)
 }
 
-/// The messages of a get: the schema, then batches of whole rows. `counted` is the request that this answers.
+/// The messages of a get: the schema, then batches of whole rows.
 pub(crate) fn messages(
     store: &StorageClient,
     reader: Reader,
-    counted: Request,
+    held: Held,
 ) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
     let (carrier, schema) = carrier(reader.spec());
     let header = FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
-    watched(store, header, Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false }, counted)
+    watched(store, header, Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false }, held)
 }
 
 /// Where the messages of a get come from.
@@ -66,36 +67,44 @@ impl Source for Many {
     }
 }
 
-/// A stream of messages, after its header. A client that stops reading is cut off, and gives back its memory.
+/// What a get holds as long as it runs.
+pub(crate) struct Held {
+    /// The request that it answers, which is counted.
+    pub counted: Request,
+    /// Its place among the gets of its connection.
+    pub turn: Option<Turn>,
+}
+
+/// A stream of messages, after its header. A client that stops reading is cut off, and gives back its memory and its turn.
 pub(crate) fn watched<S: Source>(
     store: &StorageClient,
     header: FlightData,
     source: S,
-    counted: Request,
+    held: Held,
 ) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
-    let slot = Arc::new(Mutex::new(Ok((source, counted, Patience::default()))));
+    let slot = Arc::new(Mutex::new(Ok((source, held, Patience::default()))));
     tokio::spawn(watch(store.clone(), Arc::downgrade(&slot)));
     let batches = futures::stream::try_unfold(slot, |slot| async move {
         // Taken out while it works: only a client that does not ask is waited for.
         let taken = std::mem::replace(&mut *lock(&slot), Err("a get that is already under way".to_string()));
-        let (mut source, mut counted, mut patience) = taken.map_err(|reason| refuse(Code::Busy, reason))?;
+        let (mut source, mut held, mut patience) = taken.map_err(|reason| refuse(Code::Busy, reason))?;
         let batch = source.next().await;
-        counted.first_byte();
+        held.counted.first_byte();
         if !matches!(batch, Ok(Some(_))) {
-            counted.end(outcome(&batch));
+            held.counted.end(outcome(&batch));
         }
         let Some(batch) = batch? else { return Ok(None) };
         patience.moved(batch.data_body.len() as u64);
-        *lock(&slot) = Ok((source, counted, patience));
+        *lock(&slot) = Ok((source, held, patience));
         Ok(Some((batch, slot)))
     });
     futures::StreamExt::chain(futures::stream::iter([Ok(header)]), batches)
 }
 
 /// A get between two messages, or why there is none.
-type Slot<S> = Mutex<Result<(S, Request, Patience), String>>;
+type Slot<S> = Mutex<Result<(S, Held, Patience), String>>;
 
-fn lock<S>(slot: &Slot<S>) -> std::sync::MutexGuard<'_, Result<(S, Request, Patience), String>> {
+fn lock<S>(slot: &Slot<S>) -> std::sync::MutexGuard<'_, Result<(S, Held, Patience), String>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -105,10 +114,13 @@ async fn watch<S: Source>(store: StorageClient, slot: Weak<Slot<S>>) {
         tokio::time::sleep(LOOK).await;
         let Some(slot) = slot.upgrade() else { return };
         let mut state = lock(&slot);
-        let cut = state.as_mut().ok().and_then(|(_, _, patience)| patience.waited(LOOK, store.pressed()));
+        let cut = state.as_mut().ok().and_then(|(_, held, patience)| {
+            let pressed = store.pressed() || held.turn.as_ref().is_some_and(Turn::is_awaited);
+            patience.waited(LOOK, pressed)
+        });
         if let Some(reason) = cut {
-            if let Ok((_, counted, _)) = &mut *state {
-                counted.end(Err(Code::Busy));
+            if let Ok((_, held, _)) = &mut *state {
+                held.counted.end(Err(Code::Busy));
             }
             *state = Err(reason);
             return;

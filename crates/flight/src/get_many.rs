@@ -58,7 +58,7 @@ struct Rest {
 
 /// A part that is open, or why its key has failed.
 enum Opened {
-    Part(Box<Rest>, PartHeader, Reader),
+    Part(Box<Rest>, PartHeader, Box<Reader>),
     Failed(usize, StoreError),
 }
 
@@ -66,7 +66,7 @@ struct Reading {
     rest: Box<Rest>,
     /// Said with the first segment.
     header: Option<PartHeader>,
-    reader: Reader,
+    reader: Box<Reader>,
     /// What is left of the piece that came last.
     piece: Bytes,
     /// No byte has gone out yet: an empty part still has its segment.
@@ -152,7 +152,7 @@ impl Many {
 
     fn part_ended(&mut self, reading: Reading) {
         let mut rest = reading.rest;
-        self.message.readers.push(reading.reader);
+        self.message.readers.push(*reading.reader);
         if let Some(part) = rest.parts.pop_front() {
             rest.header = None;
             self.opening = Some(open_part(rest, part).boxed());
@@ -187,7 +187,7 @@ async fn open_part(rest: Box<Rest>, part: usize) -> Opened {
     };
     let header = PartHeader::of(name, spec, None);
     match rest.snapshot.read(part, &BTreeMap::new()).await {
-        Ok(reader) => Opened::Part(rest, header, reader),
+        Ok(reader) => Opened::Part(rest, header, Box::new(reader)),
         Err(error) => Opened::Failed(rest.index, error),
     }
 }

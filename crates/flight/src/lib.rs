@@ -4,14 +4,25 @@
 //! (`put.rs`): a message may be as large as its client likes, and memory stays bounded by the chunk that is being gathered.
 
 mod actions;
+mod auth;
+mod connection;
+mod door;
+mod frames;
 mod get;
 mod get_many;
 mod input;
 mod ipc;
 mod put;
 mod put_many;
+mod seats;
+mod server;
 mod service;
 mod stall;
 mod status;
+mod tls;
+mod watched;
 
-pub use service::{Flight, serve};
+pub use auth::Tokens;
+pub use server::{DEFAULT_CONNECTIONS, GREETINGS, ServeError, Transport, serve};
+pub use service::Flight;
+pub use tls::{Tls, TlsFiles};

@@ -1,13 +1,9 @@
-//! The Flight service, and the server around it.
+//! The Flight service: everything but `DoPut`.
 
-use std::convert::Infallible;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::Arc;
 
 use arrow_flight::flight_descriptor::DescriptorType;
-use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
+use arrow_flight::flight_service_server::FlightService;
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest, HandshakeResponse,
     PollInfo, PutResult, SchemaAsIpc, SchemaResult, Ticket,
@@ -19,81 +15,28 @@ use sira_store::{Demands, Operation, Reader, StorageClient};
 use sira_tensor::{TensorSpec, region};
 use sira_wire::many::ManyTicket;
 use sira_wire::{Code, Entry, Key, ListRequest, Ticket as Wanted};
-use tokio::net::TcpListener;
-use tonic::body::Body;
-use tonic::server::NamedService;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
-use tower::Service;
 
+use crate::get::Held;
 use crate::get_many::{self, Many};
+use crate::seats::Guest;
 use crate::status::{of_store, of_wire, outcome, refuse, unsupported};
-use crate::{actions, get, put};
+use crate::{actions, auth, get};
 
 /// Keys of a page of `list_flights`; its stream is as long as the listing.
 const PAGE: usize = 100;
-
-/// Calls that one connection may have under way.
-const STREAMS: u32 = 64;
-/// Bytes of a request other than a put: that of a lookup of many keys is the largest.
-const MAX_REQUEST: usize = 8 << 20;
-/// HTTP/2 windows: how much a client may send ahead of the store. A connection's holds that of all its streams: puts that wait for memory
-/// must not keep the bytes of those that have it from coming.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
-/// Large frames: an upload of 16 MiB in frames of 16 KiB is a thousand of them.
-const FRAME: u32 = 1 << 20;
 
 /// The service of one store.
 #[derive(Clone)]
 pub struct Flight {
     store: StorageClient,
+    /// Whether calls need a token; a handshake then answers the one it was given.
+    tokens: bool,
 }
 
-/// Serves `store` on `listener` until `shutdown`, then lets running calls end.
-pub async fn serve(store: StorageClient, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), tonic::transport::Error> {
-    let flight = Flight { store: store.clone() };
-    let service = WithPut { rest: FlightServiceServer::new(flight).max_decoding_message_size(MAX_REQUEST), store };
-    tonic::transport::Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
-        .max_concurrent_streams(STREAMS)
-        .http2_max_header_list_size(16 << 10)
-        .http2_max_pending_accept_reset_streams(Some(20))
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .add_service(service)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown)
-        .await
-}
-
-/// The generated service, with `DoPut` taken out of it.
-#[derive(Clone)]
-struct WithPut {
-    rest: FlightServiceServer<Flight>,
-    store: StorageClient,
-}
-
-impl NamedService for WithPut {
-    const NAME: &'static str = <FlightServiceServer<Flight> as NamedService>::NAME;
-}
-
-impl Service<http::Request<Body>> for WithPut {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        <FlightServiceServer<Flight> as Service<http::Request<Body>>>::poll_ready(&mut self.rest, context)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if request.uri().path().ends_with("/DoPut") {
-            let store = self.store.clone();
-            return Box::pin(async move { Ok(put::handle(store, request).await) });
-        }
-        self.rest.call(request)
+impl Flight {
+    pub(crate) fn new(store: StorageClient, tokens: bool) -> Flight {
+        Flight { store, tokens }
     }
 }
 
@@ -197,8 +140,16 @@ impl FlightService for Flight {
     type ListActionsStream = Answers<ActionType>;
     type DoExchangeStream = Answers<FlightData>;
 
-    async fn handshake(&self, _: Request<Streaming<HandshakeRequest>>) -> Result<Response<Self::HandshakeStream>, Status> {
-        Err(unsupported("this server asks for no authentication; it listens on loopback only"))
+    async fn handshake(&self, request: Request<Streaming<HandshakeRequest>>) -> Result<Response<Self::HandshakeStream>, Status> {
+        if !self.tokens {
+            return Err(unsupported("this server asks for no token"));
+        }
+        // The token was checked before this; a client that came with name and password is told what to send from now on.
+        let given = auth::given(request.metadata().as_ref()).map(|given| format!("Bearer {}", given.token));
+        let bearer = given.and_then(|bearer| bearer.parse().ok()).ok_or_else(|| refuse(Code::Unauthenticated, "no token"))?;
+        let mut response = Response::new(futures::stream::empty().boxed());
+        response.metadata_mut().insert("authorization", bearer);
+        Ok(response)
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
@@ -258,6 +209,10 @@ impl FlightService for Flight {
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
         let mut counted = self.store.request(Operation::Get);
+        let turn = match request.extensions().get::<Arc<Guest>>().cloned() {
+            Some(guest) => guest.turn().await,
+            None => None,
+        };
         let ticket = request.into_inner().ticket;
         if let Some(many) = ManyTicket::parse(&ticket) {
             let many = many.map_err(|e| of_wire(&e));
@@ -266,17 +221,17 @@ impl FlightService for Flight {
             }
             let (keys, ticket) = many?;
             let many = Many::new(self.store.clone(), keys, ticket);
-            return Ok(Response::new(get::watched(&self.store, get_many::header(), many, counted).boxed()));
+            return Ok(Response::new(get::watched(&self.store, get_many::header(), many, Held { counted, turn }).boxed()));
         }
         let reader = self.reader(&ticket).await;
         if reader.is_err() {
             counted.end(outcome(&reader));
         }
-        Ok(Response::new(get::messages(&self.store, reader?, counted).boxed()))
+        Ok(Response::new(get::messages(&self.store, reader?, Held { counted, turn }).boxed()))
     }
 
     async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
-        // Taken out by WithPut before it comes here.
+        // Taken out by the server before it comes here.
         Err(refuse(Code::Internal, "DoPut reached the generated service"))
     }
 

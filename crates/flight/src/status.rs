@@ -18,6 +18,7 @@ pub(crate) fn of_wire(error: &WireError) -> Status {
         Code::Corrupt => Status::data_loss(message),
         Code::Unsupported => Status::unimplemented(message),
         Code::Internal => Status::internal(message),
+        Code::Unauthenticated => Status::unauthenticated(message),
     }
 }
 

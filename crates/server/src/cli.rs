@@ -1,15 +1,20 @@
 //! The command line.
 
+mod args;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
-use sira_client::{Condition, Consistency};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
-use crate::config::{Config, ConfigError, Flags, units};
-use crate::formats::avro::Codec;
+pub(crate) use self::args::{
+    ExportArgs, GetArgs, ImportArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs, PutArgs, RemoveArgs, RouteArgs, SpecCommand,
+    TopArgs,
+};
+use crate::commands::Server;
+use crate::config::{Config, ConfigError, Flags};
 use crate::{Failure, commands, serve};
 
 /// Exit codes, shown at the end of the help.
@@ -17,22 +22,41 @@ const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such
 
 /// A tensor store for inference, over Arrow Flight.
 #[derive(Debug, Parser)]
-#[command(name = "sira", version, about, after_help = AFTER_HELP)]
+#[command(name = "sira", version, after_help = AFTER_HELP)]
 struct Cli {
     /// The server that the client commands talk to.
     #[arg(long, env = "SIRA_URL", default_value = sira_client::DEFAULT_URL, global = true, value_name = "URL")]
     url: String,
+    #[command(flatten)]
+    trust: TrustArgs,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Whom the client commands trust, and how they say who they are. Never a token itself: others see a command line.
+#[derive(Debug, Args)]
+pub(crate) struct TrustArgs {
+    /// File whose first token is sent with every call [env: SIRA_TOKEN_FILE=, or the token in SIRA_TOKEN]; of `serve`, the tokens that are accepted
+    #[arg(long, global = true, value_name = "FILE")]
+    pub token_file: Option<String>,
+    /// The server's authority, where it is not one of the system's; PEM [env: SIRA_CA=]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub ca: Option<String>,
+    /// Certificate of the client, where the server asks for one; PEM [env: SIRA_CERT=]
+    #[arg(long = "cert", global = true, value_name = "FILE")]
+    pub client_cert: Option<String>,
+    /// Its private key; PEM [env: SIRA_KEY=]
+    #[arg(long = "key", global = true, value_name = "FILE")]
+    pub client_key: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a server until it is told to stop.
     Serve(ServeArgs),
-    /// Store a tensor from a .npy or .safetensors file.
+    /// Store a tensor from a .npy file, or one or all of a .safetensors file.
     Put(PutArgs),
-    /// Write a tensor to a .npy or .safetensors file.
+    /// Write a tensor to a .npy or .safetensors file, or all below a prefix to one .safetensors file.
     Get(GetArgs),
     /// Write all tensors below a prefix to an Avro file.
     Export(ExportArgs),
@@ -44,15 +68,39 @@ enum Command {
     Info {
         /// namespace/name
         key: String,
+        /// Changes nothing: the answer is JSON anyway
+        #[arg(long, hide = true)]
+        json: bool,
     },
     /// Delete tensors; all are tried, even when one is not there.
-    Rm {
-        /// namespace/name
-        #[arg(required = true)]
-        keys: Vec<String>,
-    },
+    Rm(RemoveArgs),
     /// Show the server's counts, bytes and limits, as JSON.
-    Stats,
+    Stats {
+        /// Changes nothing: the answer is JSON anyway
+        #[arg(long, hide = true)]
+        json: bool,
+    },
+    /// Watch a server: rates and bytes of each tier and namespace, and memory.
+    Top(TopArgs),
+    /// Show where a tensor would be kept, and why; nothing is stored.
+    Route(RouteArgs),
+    /// Look at namespaces and their policies, and change them.
+    #[command(subcommand)]
+    Ns(NamespaceCommand),
+    /// Register and look up kv specs: what a block of a KV cache is.
+    #[command(subcommand)]
+    Spec(SpecCommand),
+    /// Ask whether the server works: exit code 0 when it is healthy or degraded, 1 when it is not or does not answer within 5 seconds.
+    Health {
+        /// The server's answer, as one line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a script that completes sira's commands in a shell.
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
     /// Look at configurations.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -72,6 +120,18 @@ struct ServeArgs {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Certificate of the server; PEM. With it, connections are TLS
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// Its private key; PEM
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
+    /// Authority of clients: those without a certificate of it are refused; PEM
+    #[arg(long, value_name = "FILE")]
+    tls_client_ca: Option<String>,
+    /// Listen beyond loopback without TLS, or without knowing who calls
+    #[arg(long)]
+    insecure: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -81,114 +141,6 @@ enum ConfigCommand {
         /// Configuration file (TOML); without one, the defaults and the environment
         file: Option<PathBuf>,
     },
-}
-
-/// `sira put`.
-#[derive(Debug, Args)]
-pub(crate) struct PutArgs {
-    /// .npy or .safetensors
-    pub file: PathBuf,
-    /// namespace/name
-    pub key: String,
-    /// Which tensor of a .safetensors file that holds several
-    #[arg(long, value_name = "NAME")]
-    pub tensor: Option<String>,
-    /// Names of the axes, joined by commas: layer,kv,token,head,dim
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    pub axes: Vec<String>,
-    /// How lower tiers keep it: none, lz4, zstd, zstd:9, gzip, planes+zstd
-    #[arg(long)]
-    pub codec: Option<String>,
-    /// How long it is kept: seconds, or text such as 90m or 7d
-    #[arg(long, value_parser = parse_ttl)]
-    pub ttl: Option<Duration>,
-    /// When the put is acknowledged: strong, eventual or weak
-    #[arg(long)]
-    pub consistency: Option<Consistency>,
-    /// Put only if the key is absent, or has this version
-    #[arg(long = "if", value_name = "absent|VERSION")]
-    pub condition: Option<Condition>,
-    /// A text kept with the tensor; may be given several times
-    #[arg(long = "attr", value_name = "NAME=TEXT", value_parser = parse_attribute)]
-    pub attributes: Vec<(String, String)>,
-}
-
-/// `sira get`.
-#[derive(Debug, Args)]
-pub(crate) struct GetArgs {
-    /// namespace/name
-    pub key: String,
-    /// .npy or .safetensors; written beside it first, so that it is there whole or not at all
-    pub file: PathBuf,
-    /// A part of an axis, by its name or position; may be given several times
-    #[arg(long = "slice", value_name = "AXIS=START:END", value_parser = parse_slice)]
-    pub slices: Vec<(String, [u64; 2])>,
-    /// Refuse any other version
-    #[arg(long)]
-    pub version: Option<u64>,
-    /// Name of the tensor in a .safetensors file
-    #[arg(long, value_name = "NAME", default_value = "tensor")]
-    pub tensor: String,
-}
-
-/// `sira export`.
-#[derive(Debug, Args)]
-pub(crate) struct ExportArgs {
-    /// Keys that start with this; all with ""
-    pub prefix: String,
-    /// Written as FILE.partial first, so that it is there whole or not at all
-    pub file: PathBuf,
-    /// How its blocks are compressed [default: null]
-    #[arg(long)]
-    pub codec: Option<Codec>,
-    /// Go on with an export that was interrupted
-    #[arg(long)]
-    pub resume: bool,
-}
-
-/// `sira import`.
-#[derive(Debug, Args)]
-pub(crate) struct ImportArgs {
-    /// A file that sira export or another writer of its schema made
-    pub file: PathBuf,
-    /// What keys begin with instead of the prefix that was exported
-    #[arg(long)]
-    pub prefix: Option<String>,
-    /// Leave keys as they are that are there already
-    #[arg(long)]
-    pub if_absent: bool,
-    /// Go on with an import that was interrupted
-    #[arg(long)]
-    pub resume: bool,
-}
-
-/// `sira ls`.
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    /// Keys that start with this
-    #[arg(default_value = "")]
-    pub prefix: String,
-    /// How many at most
-    #[arg(long)]
-    pub limit: Option<usize>,
-}
-
-fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let ttl = units::parse_duration(text).filter(|ttl| ttl.as_secs() > 0 && ttl.subsec_millis() == 0);
-    ttl.ok_or_else(|| "whole seconds, 1 or more, or text such as 90m or 7d".to_owned())
-}
-
-fn parse_attribute(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("an attribute is NAME=TEXT")?;
-    Ok((name.to_owned(), value.to_owned()))
-}
-
-fn parse_slice(text: &str) -> Result<(String, [u64; 2]), String> {
-    let wrong = || "a slice is AXIS=START:END, such as token=512:1024".to_owned();
-    let (axis, range) = text.rsplit_once('=').ok_or_else(wrong)?;
-    let (start, end) = range.split_once(':').ok_or_else(wrong)?;
-    let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
-    Ok((axis.to_owned(), [number(start)?, number(end)?]))
 }
 
 /// Runs the program; gives its exit code.
@@ -206,25 +158,55 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
+    let server = Server { url: &cli.url, trust: &cli.trust };
     match cli.command {
-        Command::Serve(args) => {
-            let flags = Flags { listen: args.listen, data: args.data, admin: args.admin };
-            let config = Config::from_process(args.config.as_deref(), flags).map_err(|error| refused(&error))?;
-            runtime(true)?.block_on(serve::run(config))
-        }
+        Command::Serve(args) => serve(args, &cli.trust),
         Command::Config(ConfigCommand::Check { file }) => {
             let config = Config::from_process(file.as_deref(), Flags::default()).map_err(|error| refused(&error))?;
             commands::print(&config.to_string())
         }
-        Command::Put(args) => runtime(false)?.block_on(commands::put(&cli.url, args)),
-        Command::Get(args) => runtime(false)?.block_on(commands::get(&cli.url, args)),
-        Command::Export(args) => runtime(false)?.block_on(commands::export(&cli.url, &args)),
-        Command::Import(args) => runtime(false)?.block_on(commands::import(&cli.url, &args)),
-        Command::Ls(args) => runtime(false)?.block_on(commands::list(&cli.url, &args)),
-        Command::Info { key } => runtime(false)?.block_on(commands::info(&cli.url, &key)),
-        Command::Rm { keys } => runtime(false)?.block_on(commands::remove(&cli.url, &keys)),
-        Command::Stats => runtime(false)?.block_on(commands::stats(&cli.url)),
+        Command::Put(args) => runtime(false)?.block_on(commands::put(server, args)),
+        Command::Get(args) => runtime(false)?.block_on(commands::get(server, args)),
+        Command::Export(args) => runtime(false)?.block_on(commands::export(server, &args)),
+        Command::Import(args) => runtime(false)?.block_on(commands::import(server, &args)),
+        Command::Ls(args) => runtime(false)?.block_on(commands::list(server, &args)),
+        Command::Info { key, json: _ } => runtime(false)?.block_on(commands::info(server, &key)),
+        Command::Rm(args) => runtime(false)?.block_on(commands::remove(server, &args)),
+        Command::Stats { json: _ } => runtime(false)?.block_on(commands::stats(server)),
+        Command::Top(args) => runtime(false)?.block_on(commands::top(server, &args)),
+        Command::Route(args) => runtime(false)?.block_on(commands::route(server, &args)),
+        Command::Ns(command) => runtime(false)?.block_on(commands::namespace(server, command)),
+        Command::Spec(command) => runtime(false)?.block_on(commands::spec(server, command)),
+        Command::Health { json } => runtime(false)?.block_on(commands::health(server, json)),
+        Command::Completions { shell } => completions(shell),
     }
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sira", &mut script);
+    commands::print(&String::from_utf8_lossy(&script))
+}
+
+fn serve(args: ServeArgs, trust: &TrustArgs) -> Result<(), Failure> {
+    if let Some(flag) =
+        [(&trust.ca, "--ca"), (&trust.client_cert, "--cert"), (&trust.client_key, "--key")].iter().find(|(file, _)| file.is_some())
+    {
+        let flag = flag.1;
+        return Err(Failure::Usage(format!("{flag} is for client commands; a server takes --tls-cert, --tls-key and --tls-client-ca")));
+    }
+    let flags = Flags {
+        listen: args.listen,
+        data: args.data,
+        admin: args.admin,
+        token_file: trust.token_file.clone(),
+        tls_cert: args.tls_cert,
+        tls_key: args.tls_key,
+        tls_client_ca: args.tls_client_ca,
+        insecure: args.insecure,
+    };
+    let config = Config::from_process(args.config.as_deref(), flags).map_err(|error| refused(&error))?;
+    runtime(true)?.block_on(serve::run(config))
 }
 
 /// A server gets a thread for each processor, a client command one: it does one thing at a time.
@@ -245,8 +227,6 @@ fn refused(error: &ConfigError) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -255,14 +235,10 @@ mod tests {
     }
 
     #[test]
-    fn values_are_parsed_or_refused_with_what_would_be_right() {
-        assert_eq!(parse_slice("token=512:1024"), Ok(("token".into(), [512, 1024])));
-        assert_eq!(parse_slice("a=b=0:1"), Ok(("a=b".into(), [0, 1])));
-        assert!(parse_slice("token=512").unwrap_err().contains("token=512:1024"));
-        assert!(parse_slice("token=-1:2").is_err());
-        assert_eq!(parse_ttl("2h"), Ok(Duration::from_secs(7200)));
-        assert!(parse_ttl("0").is_err() && parse_ttl("500ms").is_err());
-        assert_eq!(parse_attribute("a=b=c"), Ok(("a".into(), "b=c".into())));
-        assert!(parse_attribute("a").is_err());
+    fn every_command_stands_in_the_manual() {
+        let manual = include_str!("../../../docs/cli.md");
+        for command in Cli::command().get_subcommands() {
+            assert!(manual.contains(&format!("\n### `sira {}", command.get_name())), "docs/cli.md lacks sira {}", command.get_name());
+        }
     }
 }

@@ -166,7 +166,7 @@ fn the_environment_is_over_the_file_and_flags_are_over_both() {
     let sources = Sources {
         file: Some(("sira.toml", text)),
         environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-        flags: Flags { listen: Some("localhost:3".into()), data: None, admin: Some("off".into()) },
+        flags: Flags { listen: Some("localhost:3".into()), admin: Some("off".into()), ..Flags::default() },
         machine_memory: None,
     };
     let config = Config::load(&sources).unwrap();
@@ -239,6 +239,38 @@ fn wrong_variables_and_flags_are_named() {
 }
 
 #[test]
+fn beyond_loopback_both_tls_and_a_way_to_know_the_caller_are_needed() {
+    const TLS: &str = "[server.tls]\ncert = \"c\"\nkey = \"k\"\n";
+    const TOKENS: &str = "[auth]\ntoken_file = \"t\"\n";
+    let open = "[server]\nlisten = \"0.0.0.0:9095\"\n";
+    let refused = [
+        (open.to_owned(), "without TLS, everybody on the way"),
+        (format!("{open}{TOKENS}"), "without TLS, everybody on the way"),
+        (format!("{open}{TLS}"), "without a token file or a client_ca, everybody"),
+        (format!("{open}insecure = false\n"), "to go without all the same: --insecure"),
+    ];
+    for (text, part) in refused {
+        assert_lines(&wrong(&text), &[("sira.toml:2", part)]);
+        // Said aloud, it goes; and that it does is known.
+        let config = load(&text.replace("insecure = false\n", "").replace(open, &format!("{open}insecure = true\n"))).unwrap();
+        assert!(config.server.insecure && config.server.exposure(&config.auth).is_some(), "{text}");
+        assert_eq!(load(&config.to_string()).unwrap(), config);
+    }
+    for text in [format!("{open}{TLS}{TOKENS}"), format!("{open}{TLS}client_ca = \"ca\"\n"), TOKENS.to_owned(), TLS.to_owned()] {
+        let config = load(&text).unwrap();
+        assert_eq!(config.server.exposure(&config.auth), None, "{text}");
+        assert_eq!(load(&config.to_string()).unwrap(), config);
+    }
+    let flag = |name: &str| Some(name.to_owned());
+    let flags = Flags { listen: flag("[::]:1"), tls_cert: flag("c"), tls_key: flag("k"), token_file: flag("t"), ..Flags::default() };
+    let config = Config::load(&Sources { flags: flags.clone(), ..Sources::default() }).unwrap();
+    assert_eq!(config.server.tls.as_ref().unwrap().key, Path::new("k"));
+    assert_eq!(config.auth.token_file.as_deref(), Some(Path::new("t")));
+    let flags = Flags { insecure: true, tls_key: None, tls_cert: None, ..flags };
+    assert!(Config::load(&Sources { flags, ..Sources::default() }).unwrap().server.insecure);
+}
+
+#[test]
 fn whatever_is_wrong_is_refused_with_its_line_and_what_would_be_right() {
     let cases: &[(&str, &str, &str)] = &[
         ("[memory]\nlimt = 1", "2", "unknown key `limt` in [memory]; did you mean `limit`? known here: `limit`"),
@@ -254,13 +286,18 @@ fn whatever_is_wrong_is_refused_with_its_line_and_what_would_be_right() {
         ("[memory]\nlimit = \"10 MiB\"", "2", "must be left for the rest"),
         ("[server]\ndrain_timeout = \"-5s\"", "2", "must be a duration"),
         ("[server]\nlisten = \"9095\"", "2", "not an address with a port"),
-        ("[server]\nlisten = \"192.168.0.1:9095\"", "2", "TLS and authentication are not part of this version"),
+        ("[server]\nlisten = \"192.168.0.1:9095\"", "2", "is not a loopback address: without TLS"),
+        ("[server]\nmax_connections = 0", "2", "a whole number from 1"),
+        ("[server]\ninsecure = \"yes\"", "2", "must be true or false"),
         ("[server]\nlisten = 9095", "2", "must be a text"),
         ("[admin]\nlisten = \"9096\"", "2", "not an address with a port"),
         ("[admin]\nlisten = \"0.0.0.0:9096\"", "2", "not a loopback address"),
         ("[admin]\nlisten = \"of\"", "2", "\"off\" turns the admin port off"),
         ("[admin]\nport = 1", "2", "unknown key `port` in [admin]; known here: `listen`"),
-        ("[server.tls]\ncert = \"x\"", "1", "`server.tls` is not part of this version"),
+        ("[server.tls]\ncert = \"x\"", "2", "`server.tls` needs both `cert` and `key`"),
+        ("[server.tls]\nclient_ca = \"x\"", "2", "`server.tls` needs both `cert` and `key`"),
+        ("[server.tls]\ncertificate = \"x\"", "2", "unknown key `certificate` in [server.tls]"),
+        ("[auth]\ntokens = \"x\"", "2", "unknown key `tokens` in [auth]"),
         ("[storage]\nenable_caching = \"yes\"", "2", "must be true or false, not \"yes\""),
         ("[storage]\nconsistency = \"strnog\"", "2", "did you mean `strong`?"),
         ("[storage]\ndefault_backend = \"rocsdb\"", "2", "did you mean `rocksdb`?; configured: `object`, `rocksdb`"),

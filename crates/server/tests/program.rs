@@ -170,7 +170,9 @@ fn failures_are_one_line_and_a_number() {
         (1, &["get", "t/bf16", "none/x.safetensors"], "none/x.safetensors: "),
         (1, &["get", "t/bf16", "x.safetensors", "--slice", "0=0:3"], "SIRA_BAD"),
         (1, &["--url", "grpc://127.0.0.1:1", "ls"], "no connection to grpc://127.0.0.1:1"),
-        (2, &["--url", "https://127.0.0.1", "ls"], "TLS is not part of this version"),
+        (1, &["--url", &format!("grpc+tls://{}", server.url.trim_start_matches("grpc://")), "ls"], "no connection to grpc+tls://"),
+        (2, &["--token-file", "none", "ls"], "none: No such file"),
+        (2, &["--cert", "zip.npy", "ls"], "a certificate and its key go together"),
     ];
     for (code, arguments, part) in cases {
         let (found, stdout, stderr) = server.run(at, arguments);

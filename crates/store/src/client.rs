@@ -462,10 +462,11 @@ impl Inner {
     /// The record of `key`, pinned: its chunks stay while the pin is held.
     pub fn pinned(&self, key: &Key) -> Result<(TensorRecord, crate::pins::Pin), StoreError> {
         loop {
+            let changes = self.catalog.changes(key);
             let record = self.alive(key)?.ok_or_else(|| not_found(key))?;
             let pin = self.pins.pin(&record.write_id);
-            // Pinned too late if it has been replaced meanwhile: look again.
-            if self.current(key)?.is_some_and(|now| now.write_id == record.write_id) {
+            // Pinned too late if it has been replaced meanwhile: look again. What is replaced is collected only after the index has changed.
+            if self.catalog.changes(key) == changes {
                 return Ok((record, pin));
             }
         }

@@ -214,9 +214,7 @@ pub(crate) async fn scrub(inner: &Arc<Inner>) -> Result<ScrubReport, StoreError>
         }
     }
     let hot = inner.all_memory();
-    report
-        .bad
-        .extend(hot.iter().flat_map(|hot| hot.scrub()).into_iter().map(|id| format!("write {id} in memory: its checksum does not match")));
+    report.bad.extend(hot.iter().flat_map(|hot| hot.scrub()).map(|id| format!("write {id} in memory: its checksum does not match")));
     for (tier, write_id) in candidates.iter().filter(|(_, write_id)| !named.contains(write_id)) {
         sweep(inner, tier, write_id).await?;
         report.orphans += 1;

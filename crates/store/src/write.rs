@@ -396,6 +396,7 @@ impl Inner {
                 namespace.name
             ))
         };
+        let mut waited = false;
         loop {
             let record_backend = &self.options.record_backend;
             let current = self.alive(key)?.map_or(0, |record| record.stored(record_backend).get(tier).copied().unwrap_or(0));
@@ -406,7 +407,16 @@ impl Inner {
             if !namespace.is_cache() || namespace.limit(tier).is_some_and(|limit| nbytes > limit) {
                 return Err(full(over));
             }
-            let Some(victim) = namespace.coldest(tier) else { return Err(full(over)) };
+            let Some(victim) = namespace.coldest(tier) else {
+                // What waits to be written behind is promised its room, and can be given up only once it is written.
+                if waited || self.behind.is_empty() {
+                    return Err(full(over));
+                }
+                waited = true;
+                crate::behind::write_all(self).await?;
+                continue;
+            };
+            waited = false;
             if let Err(error) = self.evict_key(namespace, &victim).await {
                 namespace.keep(tier, victim);
                 return Err(error);

@@ -281,6 +281,18 @@ async fn weak_puts_count_before_they_are_written() {
 }
 
 #[tokio::test]
+async fn a_cache_takes_weak_puts_without_end() {
+    let world = World::new(1 << 30);
+    let store = open(&world).await;
+    store.set_namespace("cache", policy(Mode::Cache, "small", 500_000)).await.unwrap();
+    for i in 0..40 {
+        put(&store, &format!("cache/{i}"), 100_000).await.unwrap();
+        assert!(used(&store, "cache", "small") <= 500_000);
+    }
+    assert!(store.exists(&key("cache/39"), None).unwrap().is_some() && store.exists(&key("cache/0"), None).unwrap().is_none());
+}
+
+#[tokio::test]
 async fn memory_of_a_namespace_has_its_own_limit() {
     let world = World::new(1 << 30);
     let store = open(&world).await;

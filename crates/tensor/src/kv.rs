@@ -246,7 +246,7 @@ impl KvPart {
             if of != DType::UInt8 {
                 return wrong("only fields of a part of bytes (uint8) have a dtype of their own".into());
             }
-            if inner.item_size().is_some_and(|size| field.extent % size as u64 != 0) {
+            if inner.item_size().is_some_and(|size| !field.extent.is_multiple_of(size as u64)) {
                 return wrong(format!("{} bytes are not whole elements of {inner}", field.extent));
             }
         }

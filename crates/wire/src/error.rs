@@ -41,9 +41,11 @@ pub enum Code {
     UnknownKvSpec,
     /// The namespace is read-only.
     ReadOnly,
+    /// No token, or one that the server does not accept.
+    Unauthenticated,
 }
 
-const CODES: [(Code, &str); 18] = [
+const CODES: [(Code, &str); 19] = [
     (Code::BadKey, "SIRA_BAD_KEY"),
     (Code::BadRequest, "SIRA_BAD_REQUEST"),
     (Code::BadTensor, "SIRA_BAD_TENSOR"),
@@ -62,6 +64,7 @@ const CODES: [(Code, &str); 18] = [
     (Code::HasParts, "SIRA_HAS_PARTS"),
     (Code::UnknownKvSpec, "SIRA_UNKNOWN_KV_SPEC"),
     (Code::ReadOnly, "SIRA_READ_ONLY"),
+    (Code::Unauthenticated, "SIRA_UNAUTHENTICATED"),
 ];
 
 impl Code {

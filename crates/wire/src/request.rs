@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use crate::options::check_kv_spec;
 use crate::{Code, Key, VERSION, WireError};
@@ -11,7 +11,7 @@ use crate::{Code, Key, VERSION, WireError};
 const MAX_JSON: usize = 8 << 20;
 
 /// Parses the JSON of a request and checks its `v`.
-pub(crate) fn parse<T: DeserializeOwned + Versioned>(what: &str, json: &[u8]) -> Result<T, WireError> {
+pub(crate) fn parse<'a, T: Deserialize<'a> + Versioned>(what: &str, json: &'a [u8]) -> Result<T, WireError> {
     let refuse = |reason: String| WireError::new(Code::BadRequest, format!("{what}: {reason}"));
     if json.len() > MAX_JSON {
         return Err(refuse(format!("{} bytes; at most {MAX_JSON} are read", json.len())));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sira_client::{Client, ClientError, Code, Entry, GetOptions, ListRequest};
 
-use super::{connect, plural, print};
+use super::{Server, plural, print};
 use crate::Failure;
 use crate::cli::ExportArgs;
 use crate::config::units::short_size;
@@ -48,8 +48,8 @@ impl From<io::Error> for Stop {
 }
 
 /// `sira export`.
-pub(crate) async fn export(url: &str, args: &ExportArgs) -> Result<(), Failure> {
-    let client = connect(url).await?;
+pub(crate) async fn export(server: Server<'_>, args: &ExportArgs) -> Result<(), Failure> {
+    let client = server.connect().await?;
     let partial = partial_path(&args.file);
     let failed = |error: io::Error| Failure::with(partial.display(), error);
     let mut writer = match args.resume {

@@ -10,7 +10,7 @@ use sira_tensor::TensorSpec;
 
 use self::source::Source;
 use self::state::State;
-use super::{connect, plural, print};
+use super::{Server, plural, print};
 use crate::Failure;
 use crate::cli::ImportArgs;
 use crate::config::units::short_size;
@@ -39,8 +39,8 @@ struct Job {
 }
 
 /// `sira import`.
-pub(crate) async fn import(url: &str, args: &ImportArgs) -> Result<(), Failure> {
-    let client = connect(url).await?;
+pub(crate) async fn import(server: Server<'_>, args: &ImportArgs) -> Result<(), Failure> {
+    let client = server.connect().await?;
     let mut state = State::new(args)?;
     let mut source = Source::open(&args.file, &mut state)?;
     let before = state.tensors;

@@ -33,6 +33,19 @@ impl Display for Config {
         writeln!(f, "listen = {}", quote(self.server.listen))?;
         writeln!(f, "data_dir = {}", quote(self.server.data_dir.display()))?;
         writeln!(f, "drain_timeout = {}", duration(self.server.drain_timeout))?;
+        writeln!(f, "max_connections = {}", self.server.max_connections)?;
+        writeln!(f, "insecure = {}", self.server.insecure)?;
+        if let Some(tls) = &self.server.tls {
+            writeln!(f, "\n[server.tls]")?;
+            for (name, path) in [("cert", Some(&tls.cert)), ("key", Some(&tls.key)), ("client_ca", tls.client_ca.as_ref())] {
+                if let Some(path) = path {
+                    writeln!(f, "{name} = {}", quote(path.display()))?;
+                }
+            }
+        }
+        if let Some(path) = &self.auth.token_file {
+            writeln!(f, "\n[auth]\ntoken_file = {}", quote(path.display()))?;
+        }
         write!(f, "\n[admin]\n{}", self.admin_listen())?;
         writeln!(f, "\n[memory]\nlimit = {}", size(self.memory.limit))?;
         let storage = &self.storage;

@@ -19,6 +19,7 @@ use std::{fmt, io};
 
 use globset::Glob;
 use sira_codec::Chain;
+use sira_flight::TlsFiles;
 use sira_wire::Consistency;
 use sira_wire::namespace::Policy;
 
@@ -29,6 +30,8 @@ use source::{Origin, Problem};
 pub struct Config {
     /// `[server]`.
     pub server: Server,
+    /// `[auth]`.
+    pub auth: Auth,
     /// `[admin]`.
     pub admin: Admin,
     /// `[memory]`.
@@ -42,12 +45,42 @@ pub struct Config {
 /// `[server]`: where and how it runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Server {
-    /// `listen`: address and port; port 0 takes a free one. Loopback only. Default: `127.0.0.1:9095`.
+    /// `listen`: address and port; port 0 takes a free one. Beyond loopback it needs TLS, and a token file or `client_ca`. Default:
+    /// `127.0.0.1:9095`.
     pub listen: SocketAddr,
     /// `data_dir`: the folder of the catalog, the lock and of backends without a path of their own. Default: `./data`.
     pub data_dir: PathBuf,
     /// `drain_timeout`: how long running calls may go on after a signal to stop, before they are cut off. Default: 30 s.
     pub drain_timeout: Duration,
+    /// `max_connections`: how many may be open at once; beyond it, one without a running call is closed for a new one. Default: 1024.
+    pub max_connections: usize,
+    /// `insecure`: whether to listen beyond loopback without TLS, or without knowing who calls. Default: no.
+    pub insecure: bool,
+    /// `[server.tls]`; `None` is plaintext. Default: `None`.
+    pub tls: Option<TlsFiles>,
+}
+
+impl Server {
+    /// What is missing for an address that others can reach; `None` where nothing is, or where nobody else can reach it.
+    pub fn exposure(&self, auth: &Auth) -> Option<&'static str> {
+        if self.listen.ip().is_loopback() {
+            return None;
+        }
+        match &self.tls {
+            None => Some("without TLS, everybody on the way reads and changes what is sent, tokens included"),
+            Some(tls) if auth.token_file.is_none() && tls.client_ca.is_none() => {
+                Some("without a token file or a client_ca, everybody who reaches it may read, write and delete everything")
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+/// `[auth]`: who may call.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Auth {
+    /// `token_file`: the tokens of which every call needs one, one a line; `None` asks for none. Default: `None`.
+    pub token_file: Option<PathBuf>,
 }
 
 /// `[admin]`: health and metrics over HTTP.
@@ -258,6 +291,34 @@ pub struct Flags {
     pub data: Option<String>,
     /// `--admin`.
     pub admin: Option<String>,
+    /// `--token-file`.
+    pub token_file: Option<String>,
+    /// `--tls-cert`.
+    pub tls_cert: Option<String>,
+    /// `--tls-key`.
+    pub tls_key: Option<String>,
+    /// `--tls-client-ca`.
+    pub tls_client_ca: Option<String>,
+    /// `--insecure`.
+    pub insecure: bool,
+}
+
+impl Flags {
+    /// Those that were given: flag, path of the setting, value.
+    fn settings(&self) -> impl Iterator<Item = (&'static str, &'static [&'static str], source::Value)> {
+        let texts: [(_, &'static [&'static str], _); 7] = [
+            ("--listen", &["server", "listen"], &self.listen),
+            ("--data", &["server", "data_dir"], &self.data),
+            ("--admin", &["admin", "listen"], &self.admin),
+            ("--token-file", &["auth", "token_file"], &self.token_file),
+            ("--tls-cert", &["server", "tls", "cert"], &self.tls_cert),
+            ("--tls-key", &["server", "tls", "key"], &self.tls_key),
+            ("--tls-client-ca", &["server", "tls", "client_ca"], &self.tls_client_ca),
+        ];
+        let texts = texts.into_iter().filter_map(|(flag, path, text)| Some((flag, path, source::Value::Text(text.clone()?))));
+        let insecure: &'static [&'static str] = &["server", "insecure"];
+        texts.chain(self.insecure.then_some(("--insecure", insecure, source::Value::Boolean(true))))
+    }
 }
 
 /// Where settings are read from.
@@ -312,15 +373,9 @@ impl Config {
         }
         let mut problems = Vec::new();
         source::overlay_environment(&mut tree, sources.environment.iter().cloned(), &mut problems);
-        for (flag, path, text) in [
-            ("--listen", ["server", "listen"], &sources.flags.listen),
-            ("--data", ["server", "data_dir"], &sources.flags.data),
-            ("--admin", ["admin", "listen"], &sources.flags.admin),
-        ] {
-            if let Some(text) = text {
-                let node = source::Node { origin: Origin::Flag(flag.into()), value: source::Value::Text(text.clone()) };
-                source::set(&mut tree, &path, node, &mut problems);
-            }
+        for (flag, path, value) in sources.flags.settings() {
+            let node = source::Node { origin: Origin::Flag(flag.into()), value };
+            source::set(&mut tree, path, node, &mut problems);
         }
         let file = sources.file.map_or(Origin::BuiltIn, |(name, _)| Origin::File(name.into(), 0));
         schema::read(tree, file, problems, sources.machine_memory).map_err(ConfigError::new)

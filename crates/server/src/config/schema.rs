@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use globset::GlobBuilder;
 use sira_codec::{Chain, CodecError};
+use sira_flight::{DEFAULT_CONNECTIONS, TlsFiles};
 use sira_store::catalog::RocksKv;
 use sira_wire::{Consistency, DEFAULT_PORT as PORT};
 
 use super::reader::{Located, Problems, Section, nearest, quoted};
 use super::source::{Node, Origin, Problem, Table, Value, section};
 use super::units::exact_size;
-use super::{Admin, AdminListen, Backend, Config, Maintenance, Memory, Rule, Server, Storage};
+use super::{Admin, AdminListen, Auth, Backend, Config, Maintenance, Memory, Rule, Server, Storage};
 use super::{backends, namespaces};
 
 /// How lower tiers keep what nobody chose a codec for: lossless, and made for floating-point tensors.
@@ -26,10 +27,16 @@ const WORKING_MEMORY: u64 = (64 << 20) + RocksKv::MEMORY;
 const PLANNED_STRATEGIES: [&str; 5] = ["intelligent", "performance", "cost", "load_balanced", "learned"];
 
 /// Every setting that has a fixed name, for [`meant`]; those of backends have the backend's name in them.
-const SETTINGS: [&str; 24] = [
+const SETTINGS: [&str; 30] = [
     "server.listen",
     "server.data_dir",
     "server.drain_timeout",
+    "server.max_connections",
+    "server.insecure",
+    "server.tls.cert",
+    "server.tls.key",
+    "server.tls.client_ca",
+    "auth.token_file",
     "admin.listen",
     "memory.limit",
     "storage.default_backend",
@@ -93,14 +100,24 @@ pub(super) fn read(tree: Table, file: Origin, found: Vec<Problem>, machine_memor
     let has_file_backends = section(&tree, &["storage", "backends"]).is_none_or(|names| !names.is_empty());
     let problems = Problems::default();
     let mut root = Section::new("", file, tree, &problems);
-    let server = read_server(root.section("server"));
-    let admin = read_admin(root.section("admin"));
+    let (server, listen) = read_server(root.section("server"));
+    let auth = read_auth(root.section("auth"));
+    if let Some(missing) = server.exposure(&auth).filter(|_| !server.insecure) {
+        problems.add(
+            &listen,
+            format!(
+                "{} is not a loopback address: {missing}. It needs [server.tls] cert and key (--tls-cert, --tls-key), and [auth] token_file \
+                 (--token-file) or [server.tls] client_ca (--tls-client-ca); to go without all the same: --insecure, or `server.insecure = true`",
+                server.listen
+            ),
+        );
+    }
+    let admin = read_admin(root.section("admin"), server.insecure);
     let memory = read_memory(root.section("memory"), machine_memory);
     let storage = read_storage(root.section("storage"), &server, memory.value.limit, has_file_backends);
     let backends: Vec<&str> = storage.backends.keys().map(String::as_str).collect();
     let namespaces = namespaces::read(root.section("namespaces"), &backends);
     root.refuse("cluster", "one server is one node");
-    root.refuse("auth", "the server listens on loopback only");
     root.finish();
 
     let reserved: u64 = storage.backends.values().map(Backend::reserved_memory).fold(0, u64::saturating_add);
@@ -117,12 +134,15 @@ pub(super) fn read(tree: Table, file: Origin, found: Vec<Problem>, machine_memor
     }
     let mut all = found;
     all.extend(problems.into_inner());
-    if all.is_empty() { Ok(Config { server, admin, memory: memory.value, storage, namespaces }) } else { Err(all) }
+    if all.is_empty() { Ok(Config { server, auth, admin, memory: memory.value, storage, namespaces }) } else { Err(all) }
 }
 
-fn read_server(mut section: Section<'_>) -> Server {
+/// Also gives the place where `listen` was written.
+fn read_server(mut section: Section<'_>) -> (Server, Origin) {
     let default = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
-    let listen = section.text("listen").map_or(default, |text| {
+    let listen = section.text("listen");
+    let origin = listen.as_ref().map_or_else(|| section.origin.clone(), |text| text.origin.clone());
+    let listen = listen.map_or(default, |text| {
         parse_listen(&text.value).unwrap_or_else(|message| {
             section.problem(&text.origin, message);
             default
@@ -130,18 +150,46 @@ fn read_server(mut section: Section<'_>) -> Server {
     });
     let data_dir = section.text("data_dir").map_or_else(|| PathBuf::from("./data"), |text| PathBuf::from(text.value));
     let drain_timeout = section.duration("drain_timeout").map_or(Duration::from_secs(30), |duration| duration.value);
-    section.refuse("tls", "the server listens on loopback only");
+    let max_connections = section.integer("max_connections", 1..=1_000_000);
+    let max_connections = max_connections.and_then(|number| usize::try_from(number.value).ok()).unwrap_or(DEFAULT_CONNECTIONS);
+    let insecure = section.boolean("insecure").is_some_and(|yes| yes.value);
+    let tls = read_tls(section.section("tls"));
     section.finish();
-    Server { listen, data_dir, drain_timeout }
+    (Server { listen, data_dir, drain_timeout, max_connections, insecure, tls }, origin)
 }
 
-fn read_admin(mut section: Section<'_>) -> Admin {
+fn read_tls(mut section: Section<'_>) -> Option<TlsFiles> {
+    let [cert, key, client_ca] = ["cert", "key", "client_ca"].map(|name| section.text(name));
+    let given = [&cert, &key, &client_ca].into_iter().flatten().next().map(|text| text.origin.clone());
+    if let Some(origin) = given.filter(|_| cert.is_none() || key.is_none()) {
+        section.problem(&origin, format!("`{0}` needs both `cert` and `key`, files in PEM (--tls-cert, --tls-key)", section.path));
+    }
+    section.finish();
+    let path = |text: Located<String>| PathBuf::from(text.value);
+    Some(TlsFiles { cert: path(cert?), key: path(key?), client_ca: client_ca.map(path) })
+}
+
+fn read_auth(mut section: Section<'_>) -> Auth {
+    let token_file = section.text("token_file").map(|text| PathBuf::from(text.value));
+    section.finish();
+    Auth { token_file }
+}
+
+fn read_admin(mut section: Section<'_>, insecure: bool) -> Admin {
     let listen = section.text("listen").map_or(AdminListen::Beside, |text| match text.value.as_str() {
         "off" => AdminListen::Off,
-        address => parse_listen(address).map(AdminListen::At).unwrap_or_else(|message| {
-            section.problem(&text.origin, format!("{message}; \"off\" turns the admin port off"));
-            AdminListen::Off
-        }),
+        address => {
+            let address = parse_listen(address).and_then(|address| match address.ip().is_loopback() || insecure {
+                true => Ok(AdminListen::At(address)),
+                false => {
+                    Err(format!("{address} is not a loopback address, and this port asks for no password: only with `server.insecure`"))
+                }
+            });
+            address.unwrap_or_else(|message| {
+                section.problem(&text.origin, format!("{message}; \"off\" turns the admin port off"));
+                AdminListen::Off
+            })
+        }
     });
     section.finish();
     Admin { listen }
@@ -149,17 +197,8 @@ fn read_admin(mut section: Section<'_>) -> Admin {
 
 fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
-    let address: SocketAddr = numeric
-        .as_deref()
-        .unwrap_or(text)
-        .parse()
-        .map_err(|_| format!("{text:?} is not an address with a port, such as \"127.0.0.1:{PORT}\""))?;
-    if address.ip().is_loopback() {
-        return Ok(address);
-    }
-    Err(format!(
-        "{text} is not a loopback address. TLS and authentication are not part of this version, so only 127.0.0.1 and [::1] are served"
-    ))
+    let address = numeric.as_deref().unwrap_or(text).parse();
+    address.map_err(|_| format!("{text:?} is not an address with a port, such as \"127.0.0.1:{PORT}\""))
 }
 
 fn read_memory(mut section: Section<'_>, machine: Option<u64>) -> Located<Memory> {

@@ -66,6 +66,15 @@ pub fn exact_duration(duration: Duration) -> String {
     }
 }
 
+/// A duration for a table's column, in whole units of the largest one that fits: `90s` is `1m`.
+pub fn short_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match [("d", 86_400), ("h", 3_600), ("m", 60)].iter().find(|(_, scale)| seconds >= *scale) {
+        Some((unit, scale)) => format!("{}{unit}", seconds / scale),
+        None => format!("{seconds}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +101,15 @@ mod tests {
         }
         assert_eq!(parse_duration("5 weeks"), None);
         assert_eq!(parse_duration("1m30s"), None);
+    }
+
+    #[test]
+    fn columns_get_short_texts() {
+        for (seconds, text) in [(0, "0s"), (59, "59s"), (90, "1m"), (7_200, "2h"), (200_000, "2d")] {
+            assert_eq!(short_duration(Duration::from_secs(seconds)), text);
+        }
+        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")] {
+            assert_eq!(short_size(bytes), text);
+        }
     }
 }

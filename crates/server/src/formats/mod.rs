@@ -5,17 +5,23 @@ pub mod npy;
 pub mod safetensors;
 
 use std::io::{self, SeekFrom};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt};
 use sira_client::read_pieces;
 use sira_tensor::TensorSpec;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
+use self::safetensors::Contents;
 use crate::Failure;
+
+/// Bytes of a piece of a .safetensors file.
+const PIECE: u64 = 2 << 20;
 
 /// A kind of file, by its extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +101,63 @@ pub async fn open(path: &Path, name: Option<&str>) -> Result<Source, Failure> {
     };
     let pieces = if swap > 1 { pieces.map(move |piece| Ok(swap_bytes(piece?, swap))).boxed() } else { pieces };
     Ok(Source { spec: layout.spec, pieces })
+}
+
+/// A .safetensors file, to be read tensor by tensor.
+pub struct TensorFile {
+    path: PathBuf,
+    file: Arc<std::fs::File>,
+}
+
+impl TensorFile {
+    /// Opens a file, reads its header, and checks that its length is the one that the header says.
+    pub async fn open(path: &Path) -> Result<(TensorFile, Contents), Failure> {
+        if Format::of(path)? == Format::Npy {
+            return Err(Failure::Usage(format!(
+                "{}: a .npy file holds one tensor; give it a key that does not end with /",
+                path.display()
+            )));
+        }
+        let failed = |error: io::Error| Failure::with(path.display(), error);
+        let mut file = File::open(path).await.map_err(failed)?;
+        let len = file.metadata().await.map_err(failed)?.len();
+        let contents = safetensors::read_contents(&mut file).await.map_err(|failure| Failure::with(path.display(), failure))?;
+        if len != contents.len {
+            return Err(Failure::with(path.display(), format!("the header says {} bytes, the file has {len}", contents.len)));
+        }
+        if contents.tensors.is_empty() {
+            return Err(Failure::with(path.display(), "the file holds no tensor"));
+        }
+        Ok((TensorFile { path: path.to_owned(), file: Arc::new(file.into_std().await) }, contents))
+    }
+
+    /// All bytes of a tensor.
+    pub async fn read(&self, tensor: &safetensors::Tensor) -> Result<Bytes, Failure> {
+        let bytes = read_at(self.file.clone(), tensor.start, tensor.spec.nbytes()).await;
+        bytes.map_err(|error| Failure::with(self.path.display(), error))
+    }
+
+    /// The bytes of a tensor, piece by piece.
+    pub fn pieces(&self, tensor: &safetensors::Tensor) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+        let (file, end) = (self.file.clone(), tensor.start + tensor.spec.nbytes());
+        stream::try_unfold(tensor.start, move |at| {
+            let file = file.clone();
+            async move {
+                let piece = read_at(file, at, PIECE.min(end - at)).await?;
+                Ok((!piece.is_empty()).then(|| (piece.clone(), at + piece.len() as u64)))
+            }
+        })
+    }
+}
+
+/// Reads where nobody else's position in the file matters.
+async fn read_at(file: Arc<std::fs::File>, start: u64, len: u64) -> io::Result<Bytes> {
+    let read = move || {
+        let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        file.read_exact_at(&mut bytes, start)?;
+        Ok(Bytes::from(bytes))
+    };
+    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }
 
 /// Turns the byte order of numbers of `size` bytes. Pieces end between numbers: their length is a power of two, but for the last one's.

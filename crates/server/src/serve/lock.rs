@@ -1,4 +1,4 @@
-//! One server to a data folder.
+//! One server to a data folder, and only one that knows its format.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -28,6 +28,32 @@ pub(super) fn lock_data(folder: &Path) -> Result<File, Failure> {
     Ok(file)
 }
 
+/// The format of data folders that this version reads and writes (docs/format.md).
+const FORMAT: u32 = 1;
+
+/// Refuses a data folder of another format before anything in it is opened; marks a new one. The caller holds its lock.
+pub(super) fn check_format(folder: &Path) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::with(format_args!("data folder {}", folder.display()), error);
+    let path = folder.join("format");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(failed(error)),
+    };
+    match text.trim() {
+        // A new folder, or one whose first start was cut off.
+        "" => {
+            let mut file = File::create(&path).map_err(failed)?;
+            writeln!(file, "{FORMAT}").and_then(|()| file.sync_all()).map_err(failed)
+        }
+        text if text.parse() == Ok(FORMAT) => Ok(()),
+        text => Err(Failure::Failed(format!(
+            "data folder {} has format {text:?}; this version of Sira reads {FORMAT}. Run the version that wrote it; nothing in it was changed",
+            folder.display()
+        ))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +67,16 @@ mod tests {
         assert!(error.contains("in use by another server") && error.contains(&std::process::id().to_string()), "{error}");
         drop(held);
         lock_data(&data).unwrap();
+    }
+
+    #[test]
+    fn a_folder_of_a_newer_format_is_refused_untouched() {
+        let folder = tempfile::tempdir().unwrap();
+        check_format(folder.path()).unwrap();
+        check_format(folder.path()).unwrap();
+        std::fs::write(folder.path().join("format"), "2\n").unwrap();
+        let error = check_format(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("format \"2\"; this version of Sira reads 1"), "{error}");
+        assert_eq!(std::fs::read_to_string(folder.path().join("format")).unwrap(), "2\n");
     }
 }

@@ -3,13 +3,13 @@
 mod backends;
 mod calls;
 mod lock;
+mod network;
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use sira_store::StorageClient;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{self, MissedTickBehavior};
@@ -23,13 +23,15 @@ use calls::Calls;
 /// Serves until SIGTERM or SIGINT, then drains: no new calls, running ones to their end or the configured time, unwritten tensors to
 /// their backends. Calls that are cut off are no failure; a tensor that could not be written is one.
 ///
-/// The order of the start: log, lock of the data folder, ports (so that a server that cannot listen touches no data), catalog and
-/// backends, and, once calls are answered, the lines on standard output.
+/// The order of the start: log, certificates and tokens, lock of the data folder, ports (so that a server that cannot listen touches no data),
+/// catalog and backends, and, once calls are answered, the lines on standard output.
 pub async fn run(config: Config) -> Result<(), Failure> {
     start_log()?;
     let mut signals = Signals::new()?;
+    let transport = network::transport(&config)?;
     let lock = lock::lock_data(&config.server.data_dir)?;
-    let (listener, address) = listen(config.server.listen).await?;
+    lock::check_format(&config.server.data_dir)?;
+    let (listener, address) = network::listen(&config.server).await?;
     let admin = Admin::start(&config).await?;
     let store = backends::open_store(&config).await?;
     if let Some(admin) = &admin {
@@ -43,8 +45,11 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let serving = store.clone();
-    let mut calls = Calls::run(async move { sira_flight::serve(serving, listener, shutdown).await.map_err(|error| error.to_string()) })?;
-    announce(admin.as_ref().map(Admin::address), address)?;
+    let mut calls =
+        Calls::run(async move { sira_flight::serve(serving, listener, transport, shutdown).await.map_err(|error| error.to_string()) })?;
+    let warning = network::warn(&config.server, &config.auth);
+    let scheme = if config.server.tls.is_some() { "grpc+tls" } else { "grpc" };
+    announce(admin.as_ref().map(Admin::address), scheme, address)?;
 
     let ended = tokio::select! {
         name = signals.next() => {
@@ -66,8 +71,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         name = signals.next() => Err(Failure::Failed(format!("stopped by a second {name} before the drain was over"))),
     };
     calls.cut_off().await;
-    if let Some(log) = log {
-        log.abort();
+    for task in [log, warning].into_iter().flatten() {
+        task.abort();
     }
     if let Some(admin) = admin {
         admin.close().await;
@@ -110,23 +115,12 @@ fn start_log() -> Result<(), Failure> {
     Ok(())
 }
 
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
-    // The configuration has refused it with its line; whoever builds a Config by hand is refused here.
-    if !address.ip().is_loopback() {
-        return Err(Failure::Usage(format!("{address} is not a loopback address, and TLS is not part of this version")));
-    }
-    let failed = |error: io::Error| Failure::with(format_args!("cannot listen on {address}"), error);
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
-}
-
 /// What standard output says, for whoever started this and waits: the last line is that calls are answered.
-fn announce(admin: Option<SocketAddr>, address: SocketAddr) -> Result<(), Failure> {
+fn announce(admin: Option<SocketAddr>, scheme: &str, address: SocketAddr) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     admin
         .map_or(Ok(()), |admin| writeln!(stdout, "sira: admin on http://{admin}"))
-        .and_then(|()| writeln!(stdout, "sira: listening on grpc://{address}"))
+        .and_then(|()| writeln!(stdout, "sira: listening on {scheme}://{address}"))
         .and_then(|()| stdout.flush())
         .map_err(|error| Failure::with("standard output", error))
 }

@@ -161,6 +161,11 @@ impl Catalog {
         bytes.map(|bytes| TensorRecord::from_bytes(&format!("{key} in the catalog"), &bytes)).transpose()
     }
 
+    /// A number that every change of what the index has of `key` changes, once the change is made.
+    pub fn changes(&self, key: &Key) -> u64 {
+        self.presences.changes(key)
+    }
+
     /// What is remembered of `key`.
     pub fn remembered(&self, key: &Key) -> Option<Presence> {
         self.presences.get(key)

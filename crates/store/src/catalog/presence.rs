@@ -63,6 +63,11 @@ impl Presences {
         self.cache.insert(hash, presence);
     }
 
+    /// Changes so far of the stripe that `key` is in: as long as this stays the same, the index has the same of `key`.
+    pub fn changes(&self, key: &Key) -> u64 {
+        *self.stripe(hash(key)).lock()
+    }
+
     /// Remembers what `look` finds in the index, unless it is overtaken by a change.
     pub fn learn<E>(&self, key: &Key, look: impl FnOnce() -> Result<Presence, E>) -> Result<Presence, E> {
         let hash = hash(key);

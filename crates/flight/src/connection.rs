@@ -1,0 +1,205 @@
+//! A connection on its way from the thread that greets it to the runtime that serves it.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::net;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+use crate::frames::Frames;
+use crate::seats::{Guest, Seat};
+
+/// What every HTTP/2 connection begins with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Reads after which a connection lets others have their turn. One read may bring hundreds of tiny frames, each of which takes time: a flood
+/// of them would otherwise hold a thread for as long as it lasts.
+const READS: u32 = 2;
+
+/// A TCP socket that belongs to the runtime that uses it: the one that greets a connection does not go on to serve it.
+pub(crate) enum Socket {
+    Live(TcpStream),
+    /// Of no runtime; whoever polls it next takes it into its own.
+    Parked(Option<net::TcpStream>),
+}
+
+impl Socket {
+    fn park(&mut self) -> io::Result<()> {
+        if let Socket::Live(tcp) = std::mem::replace(self, Socket::Parked(None)) {
+            *self = Socket::Parked(Some(tcp.into_std()?));
+        }
+        Ok(())
+    }
+
+    fn live(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        if let Socket::Parked(tcp) = self {
+            let tcp = tcp.take().ok_or(io::ErrorKind::NotConnected)?;
+            *self = Socket::Live(TcpStream::from_std(tcp)?);
+        }
+        match self {
+            Socket::Live(tcp) => Ok(Pin::new(tcp)),
+            Socket::Parked(_) => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.live()?.poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.live()?.poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.live()?.poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.live()?.poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.live()?.poll_shutdown(context)
+    }
+}
+
+/// A connection that has shown that it speaks HTTP/2, over TLS where that is asked for.
+pub(crate) enum Greeted {
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
+}
+
+impl Greeted {
+    /// Shakes hands and waits for the preface. Bounded in time by the caller.
+    pub async fn greet(tcp: TcpStream, tls: Option<Arc<ServerConfig>>) -> io::Result<Greeted> {
+        tcp.set_nodelay(true)?;
+        let mut stream = match tls {
+            Some(config) => Greeted::Tls(Box::new(TlsAcceptor::from(config).accept(Socket::Live(tcp)).await?)),
+            None => Greeted::Plain(Socket::Live(tcp)),
+        };
+        let mut first = [0; PREFACE.len()];
+        match &mut stream {
+            Greeted::Plain(stream) => stream.read_exact(&mut first).await?,
+            Greeted::Tls(stream) => stream.read_exact(&mut first).await?,
+        };
+        if first != *PREFACE {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not HTTP/2"));
+        }
+        Ok(stream)
+    }
+
+    /// The connection for whoever serves it, in whatever runtime that is.
+    pub fn seated(mut self, seat: Seat) -> io::Result<Connection> {
+        match &mut self {
+            Greeted::Plain(socket) => socket.park()?,
+            Greeted::Tls(stream) => stream.get_mut().0.park()?,
+        }
+        Ok(Connection { stream: self, unread: PREFACE, reads: 0, frames: Frames::new(Instant::now()), pause: None, seat })
+    }
+}
+
+/// A connection with its seat.
+pub(crate) struct Connection {
+    stream: Greeted,
+    /// What is left of the preface, which was read already and is read again by what serves the connection.
+    unread: &'static [u8],
+    /// Reads in a row that found something.
+    reads: u32,
+    frames: Frames,
+    /// Until when nothing is read, because too many frames came.
+    pause: Option<Pin<Box<Sleep>>>,
+    seat: Seat,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Arc<Guest>;
+
+    fn connect_info(&self) -> Arc<Guest> {
+        self.seat.guest.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let (now, later) = self.unread.split_at(self.unread.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            self.unread = later;
+            return Poll::Ready(Ok(()));
+        }
+        if self.seat.guest.is_leaving(context) {
+            return Poll::Ready(Ok(())); // as if the client had ended it
+        }
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
+        if self.reads >= READS {
+            self.reads = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        let read = match &mut self.stream {
+            Greeted::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Greeted::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        };
+        if let Some(wait) = self.frames.passed(&buffer.filled()[before..], Instant::now()) {
+            self.pause = Some(Box::pin(sleep(wait)));
+        }
+        self.reads = if read.is_ready() { self.reads + 1 } else { 0 };
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Greeted::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Greeted::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Greeted::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+            Greeted::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Greeted::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Greeted::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Greeted::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Greeted::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}

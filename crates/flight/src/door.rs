@@ -1,0 +1,116 @@
+//! Where connections come in. Shaking hands happens on a thread of its own, with less of the processors than the calls get: what an attacker
+//! can make a server compute before it has shown a token takes nothing from those who have.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::AbortHandle;
+use tokio::time;
+
+use crate::connection::{Connection, Greeted};
+use crate::seats::Room;
+use crate::tls::Tls;
+
+/// From the accept to the HTTP/2 preface, TLS included.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// Connections that may be on their way to the preface at once. One more ends the oldest of them.
+pub const GREETINGS: usize = 1024;
+
+/// How long a connection may take at least, whoever else comes: the next one waits in the kernel's queue for that long.
+const UNDISTURBED: Duration = Duration::from_secs(1);
+
+/// Connections that are ready to be served and not yet taken.
+const READY: usize = 64;
+
+/// How much nicer than calls the thread is: a tenth of their share, where all want all of it.
+const NICENESS: i32 = 10;
+
+/// What happens at the door.
+struct Door {
+    tls: Option<Tls>,
+    room: Arc<Room>,
+    ready: Sender<io::Result<Connection>>,
+}
+
+/// Takes connections from `listener`, on a thread that ends when the receiver is dropped. At most as many are open as `room` has seats.
+pub(crate) fn open(listener: TcpListener, tls: Option<Tls>, room: Arc<Room>) -> io::Result<Receiver<io::Result<Connection>>> {
+    let listener = listener.into_std()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (ready, receiver) = channel(READY);
+    let door = Arc::new(Door { tls, room, ready });
+    std::thread::Builder::new().name("sira-door".into()).spawn(move || {
+        if let Err(error) = rustix::process::nice(NICENESS) {
+            tracing::debug!(%error, "the thread of the door has the priority of the others");
+        }
+        runtime.block_on(async move {
+            let watched = door.ready.clone();
+            tokio::select! {
+                () = watched.closed() => {}
+                result = door.run(listener) => if let Err(error) = result {
+                    tracing::error!(%error, "no connections are accepted any more");
+                },
+            }
+        });
+    })?;
+    Ok(receiver)
+}
+
+impl Door {
+    async fn run(self: Arc<Door>, listener: std::net::TcpListener) -> io::Result<()> {
+        let listener = TcpListener::from_std(listener)?;
+        let mut greetings = VecDeque::new();
+        loop {
+            while !make_room(&mut greetings, GREETINGS, UNDISTURBED) {
+                time::sleep(Duration::from_millis(5)).await;
+            }
+            match listener.accept().await {
+                Ok((tcp, peer)) => {
+                    let door = self.clone();
+                    let greeting = tokio::spawn(async move {
+                        let greeted = time::timeout(GREETING, door.greet(tcp)).await;
+                        match greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                            // Fails when the server is going away.
+                            Ok(connection) => drop(door.ready.send(Ok(connection)).await),
+                            Err(error) => tracing::debug!(%peer, %error, "a connection that did not come about"),
+                        }
+                    });
+                    greetings.push_back((Instant::now(), greeting.abort_handle()));
+                }
+                // The client's trouble, over before it began.
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a connection cannot be accepted; others are closed for it");
+                    make_room(&mut greetings, 1, Duration::ZERO);
+                    self.room.make_room(1);
+                    time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn greet(&self, tcp: tokio::net::TcpStream) -> io::Result<Connection> {
+        let greeted = Greeted::greet(tcp, self.tls.as_ref().map(Tls::config)).await?;
+        let known = self.tls.as_ref().is_some_and(Tls::mutual);
+        let seat = self.room.clone().seat(known).await.ok_or(io::ErrorKind::ConnectionRefused)?;
+        greeted.seated(seat)
+    }
+}
+
+/// Makes room for one more greeting among `most`: where none has ended by itself, the oldest is ended, unless it is younger than `undisturbed`.
+/// Says whether there is room.
+fn make_room(greetings: &mut VecDeque<(Instant, AbortHandle)>, most: usize, undisturbed: Duration) -> bool {
+    if greetings.len() >= most {
+        greetings.retain(|(_, greeting)| !greeting.is_finished());
+    }
+    if greetings.len() >= most
+        && let Some((_, oldest)) = greetings.pop_front_if(|(begun, _)| begun.elapsed() >= undisturbed)
+    {
+        oldest.abort();
+    }
+    greetings.len() < most
+}

@@ -1,0 +1,84 @@
+"""How a connection comes about: URL, certificates, and the token that goes with every call."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+from pyarrow import flight
+
+from ._errors import InvalidError
+
+Pem: TypeAlias = "str | os.PathLike[str] | bytes"
+"""The path of a PEM file, or what is in it."""
+
+# What pyarrow knows of the schemes that mean TLS, and what people write.
+_TLS = ("grpc+tls", "grpcs", "https")
+
+
+# How long gRPC waits before it tries again to connect. By default the wait grows to two minutes, in which
+# every call fails at once though the server is back.
+_RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+
+
+def connect(
+    url: str,
+    *,
+    token: str | None,
+    ca: Pem | None,
+    cert: Pem | None,
+    key: Pem | None,
+) -> tuple[flight.FlightClient, list[tuple[bytes, bytes]]]:
+    """A Flight client, and the headers that each of its calls needs. What is None comes from the
+    environment."""
+    token = token or _token_of_environment()
+    ca, cert, key = ca or _variable("SIRA_CA"), cert or _variable("SIRA_CERT"), key or _variable("SIRA_KEY")
+    if (cert is None) != (key is None):
+        raise _invalid("a certificate and its key go together; one of them is missing")
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise _invalid("a token is made of letters, digits and signs of ASCII")
+    scheme, _, rest = url.partition("://")
+    files: dict[str, Any] = {}
+    if scheme in _TLS:
+        url = f"grpc+tls://{rest}"
+        given = {"tls_root_certs": ca, "cert_chain": cert, "private_key": key}
+        files = {name: _read(pem) for name, pem in given.items() if pem is not None}
+    headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
+    try:
+        client = flight.FlightClient(url, generic_options=_RECONNECT, **files)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise _invalid(f"{url!r} is not grpc://host:port or grpc+tls://host:port: {error}") from error
+    return client, headers
+
+
+def _variable(name: str) -> str | None:
+    return os.environ.get(name) or None
+
+
+def _token_of_environment() -> str | None:
+    if token := _variable("SIRA_TOKEN"):
+        return token
+    path = _variable("SIRA_TOKEN_FILE")
+    if path is None:
+        return None
+    # The file of a server's tokens serves its clients too: the first one counts.
+    lines = (line.strip() for line in _read(path).decode().splitlines())
+    token = next((line for line in lines if line and not line.startswith("#")), None)
+    if token is None:
+        raise _invalid(f"{path}: holds no token")
+    return token
+
+
+def _read(pem: Pem) -> bytes:
+    if isinstance(pem, bytes):
+        return pem
+    try:
+        return Path(pem).read_bytes()
+    except OSError as error:
+        raise _invalid(str(error)) from error
+
+
+def _invalid(reason: str) -> InvalidError:
+    return InvalidError(f"SIRA_BAD_REQUEST: {reason}", "SIRA_BAD_REQUEST")
