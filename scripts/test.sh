@@ -9,8 +9,8 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 step cargo fmt --all --check
 step scripts/schemas.sh --check
 step cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
-step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts
-step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts
+step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts examples
+step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts examples
 (cd python-client && step ../.venv/bin/mypy --config-file pyproject.toml)
 step .venv/bin/hadolint docker/Dockerfile
 [ "${1:-}" != check ] || exit 0
