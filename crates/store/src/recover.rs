@@ -53,6 +53,14 @@ async fn store_id(inner: &Arc<Inner>) -> Result<Vec<u8>, StoreError> {
     if let Some(found) = tier.backend.get(STORE_ID, None).await.map_err(|e| tier.failed(e))? {
         return Ok(found.to_vec());
     }
+    // A folder that is not there (a disk that was not mounted) looks like a new store, and a scrub would then collect what the other
+    // backends hold.
+    if tier.keeps() > Survives::Nothing && !inner.catalog.records("", None, 1)?.is_empty() {
+        return Err(StoreError::Config(format!(
+            "backend {} is empty, but the catalog knows keys that were in it: is its disk mounted? To begin a new store all the same, delete the catalog",
+            tier.name
+        )));
+    }
     let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
     let id = inner.seams.write_id().into_bytes();
     let outcome = tier.backend.put(STORE_ID, id.clone().into(), options).await.map_err(|e| tier.failed(e))?;

@@ -341,6 +341,19 @@ async fn policies_rule_over_puts() {
 }
 
 #[tokio::test]
+async fn a_record_backend_that_is_gone_is_no_new_store() {
+    let world = World::new(1 << 30);
+    put(&open(&world).await, "big/k", 100_000).await.unwrap();
+    let unmounted = World { small: World::new(1 << 30).small, ..world.clone() };
+    for _ in 0..2 {
+        let store = unmounted.prepare(Seams::system(), |_| ());
+        let refused = store.start().await.unwrap_err().to_string();
+        assert!(refused.contains("is its disk mounted?"), "{refused}");
+    }
+    assert!(open(&world).await.retrieve(&key("big/k")).await.is_ok());
+}
+
+#[tokio::test]
 async fn damage_in_a_cache_is_a_miss() {
     let world = World::new(1 << 30);
     let store = cold(&world).await;

@@ -32,6 +32,13 @@ impl World {
 
     /// A store over this world: records and most tensors in `small`, keys of `big/` in `large`.
     pub async fn open(&self, seams: Seams, change: impl FnOnce(&mut StoreOptions)) -> StorageClient {
+        let store = self.prepare(seams, change);
+        store.start().await.unwrap();
+        store
+    }
+
+    /// As [`World::open`], not started yet.
+    pub fn prepare(&self, seams: Seams, change: impl FnOnce(&mut StoreOptions)) -> StorageClient {
         let mut options = StoreOptions {
             memory_limit: 64 << 20,
             hot_limit: 16 << 20,
@@ -46,7 +53,6 @@ impl World {
         store.register_backend("small", self.small.clone());
         store.register_backend("large", self.large.clone());
         store.add_strategy(Box::new(sira_store::Rule::new("big/*", 0..=u64::MAX, "large").unwrap()));
-        store.start().await.unwrap();
         store
     }
 }
