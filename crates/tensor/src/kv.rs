@@ -184,6 +184,10 @@ impl KvSpec {
         if self.rope.as_ref().is_some_and(|rope| !rope.theta.is_finite() || rope.theta <= 0.0 || rope.dim == 0 || rope.dim % 2 != 0) {
             return Err(bad("rope: theta is a number above 0, dim is even and above 0".into()));
         }
+        // Objects have no order of their own, and the canonical text must have one.
+        if let Some((name, _)) = self.rope.iter().flat_map(|rope| &rope.scaling).find(|(_, value)| !plain(value)) {
+            return Err(bad(format!("rope.scaling.{name}: a number, a text, true or false, or a list of these")));
+        }
         if self.parts.is_empty() || self.parts.len() > MAX_PARTS {
             return Err(bad(format!("{} parts; there are 1 to {MAX_PARTS}", self.parts.len())));
         }
@@ -271,6 +275,14 @@ impl KvPart {
     }
 }
 
+fn plain(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Object(_) => false,
+        Value::Array(values) => values.iter().all(|value| !value.is_array() && plain(value)),
+        _ => true,
+    }
+}
+
 /// SHA-256 in hexadecimal.
 pub fn hash(text: &[u8]) -> String {
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -346,6 +358,15 @@ mod tests {
         assert_eq!(of(spaced).unwrap().hash(), of(layouts()[0]).unwrap().hash());
     }
 
+    /// The hash is in records and in clients: the text that it is made from never changes.
+    #[test]
+    fn the_canonical_text_stays_as_it_is() {
+        let spec = of(layouts()[5]).unwrap();
+        let text = r#"{"model":"m","block_tokens":16,"state":"attention","rope":{"theta":500000.0,"dim":128,"style":"half","first_position":0,"scaling":{"factor":8.0,"type":"llama3"}},"parts":[{"name":"k","dtype":"float8_e4m3fn","axes":["token","head","dim"]},{"name":"k_scale","dtype":"float32","axes":["head"]}]}"#;
+        assert_eq!(spec.canonical(), text);
+        assert_eq!(spec.hash(), "a14ca26eafc82241de51d1fcd258a2c6ef870bf53527bfe374a88fee541977a8");
+    }
+
     #[test]
     fn wrong_specs_are_refused() {
         for text in [
@@ -359,6 +380,7 @@ mod tests {
             r#"{"model":"m","block_tokens":1,"parts":[{"dtype":"uint8","axes":["a"],"shape":[8],"fields":[{"name":"x","axis":"a","offset":4,"extent":5}]}]}"#,
             r#"{"model":"m","block_tokens":1,"parts":[{"dtype":"float32","axes":["a"],"fields":[{"name":"x","axis":"a","offset":0,"extent":4,"dtype":"int8"}]}]}"#,
             r#"{"model":"m","block_tokens":1,"window":5,"parts":[{"dtype":"uint8","axes":[]}]}"#,
+            r#"{"model":"m","block_tokens":1,"rope":{"theta":1,"dim":2,"scaling":{"a":{"b":1}}},"parts":[{"dtype":"uint8","axes":[]}]}"#,
             r#"{"model":"m","block_tokens":1,"layers":[3,3],"parts":[{"dtype":"uint8","axes":[]}]}"#,
             r#"{"model":"m","block_tokens":1,"block_token":1,"parts":[{"dtype":"uint8","axes":[]}]}"#,
         ] {
