@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sira_wire::many::{ExistsManyAnswer, KeysRequest};
+use sira_wire::many::ExistsManyAnswer;
 use sira_wire::{ExistsAnswer, Key, KeyRequest, VERSION};
 use tokio::time::Instant;
 use tonic::Status;
@@ -240,10 +240,10 @@ impl Client {
         options: &LookupOptions,
     ) -> Result<Lookup, ClientError> {
         let keys = batches::keys(keys)?;
-        let asking = Asking::new(self, keys.iter().map(Key::namespace).collect(), options.deadline);
+        let asking = Asking::new(self, namespaces(&keys), options.deadline);
         let mut exists = Vec::with_capacity(keys.len());
         for batch in batches::split(&keys) {
-            let request = KeysRequest { v: VERSION, keys: batch.iter().map(Key::to_string).collect(), kv_spec: options.kv_spec.clone() };
+            let request = Question { v: VERSION, keys: batch.iter().map(Key::as_str).collect(), kv_spec: options.kv_spec.as_deref() };
             let Some(answer) = asking.ask::<ExistsManyAnswer>("exists_many", &request).await? else {
                 return Ok(Lookup::of(vec![false; keys.len()]));
             };
@@ -251,10 +251,25 @@ impl Client {
                 return Err(ClientError::protocol(format!("an answer about {} keys to a question about {}", answer.count, batch.len())));
             }
             exists.extend(answer.exists().map_err(ClientError::protocol)?);
-            self.lookups.learn(&batch.iter().map(Key::namespace).collect(), answer.cache);
+            self.lookups.learn(&namespaces(batch), answer.cache);
         }
         Ok(Lookup::of(exists))
     }
+}
+
+/// A [`sira_wire::many::KeysRequest`] that leaves its keys where they are.
+#[derive(Serialize)]
+struct Question<'a> {
+    v: u32,
+    keys: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_spec: Option<&'a str>,
+}
+
+/// The namespaces of keys, which mostly come one namespace after another.
+fn namespaces(keys: &[Key]) -> BTreeSet<&str> {
+    let runs = keys.chunk_by(|a, b| a.namespace() == b.namespace());
+    runs.filter_map(|run| Some(run.first()?.namespace())).collect()
 }
 
 #[cfg(test)]

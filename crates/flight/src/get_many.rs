@@ -45,6 +45,8 @@ pub(crate) struct Many {
     /// The part that is being read.
     reading: Option<Reading>,
     message: Draft,
+    /// The body that went out last: once it is on its way, its memory serves the next one. Fresh memory costs more than the copy into it.
+    sent: Bytes,
 }
 
 /// A key of which parts are still to come.
@@ -86,24 +88,29 @@ struct Draft {
 impl Many {
     pub fn new(store: StorageClient, keys: Vec<Key>, ticket: ManyTicket) -> Many {
         let (ticket, keys) = (Arc::new(ticket), keys.into());
-        Many { store, ticket, keys, next: 0, opening: None, reading: None, message: Draft::default() }
+        Many { store, ticket, keys, next: 0, opening: None, reading: None, message: Draft::default(), sent: Bytes::new() }
     }
 
     /// The next message; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<FlightData>, Status> {
         // What was reserved for the message before is free: it has been taken.
         self.message = Draft::default();
+        if let Ok(mut body) = std::mem::take(&mut self.sent).try_into_mut() {
+            body.clear();
+            self.message.body = body;
+        }
         loop {
             if let Some(reading) = self.reading.take() {
                 self.read(reading).await;
             } else if let Some(opening) = &mut self.opening {
-                // Who holds memory does not wait for more: what is ready goes out first.
-                let opened = match self.message.is_empty() {
-                    true => opening.await,
-                    false => match opening.now_or_never() {
-                        Some(opened) => opened,
-                        None => return self.message.take().map(Some),
-                    },
+                let opened = match opening.now_or_never() {
+                    Some(opened) => opened,
+                    // Who holds memory does not wait for more: what is ready goes out first.
+                    None if !self.message.is_empty() => return self.send(),
+                    None => {
+                        self.message.body = BytesMut::new();
+                        opening.await
+                    }
                 };
                 self.opening = None;
                 self.opened(opened);
@@ -111,12 +118,18 @@ impl Many {
                 self.opening = Some(open_key(self.store.clone(), key, self.next, self.ticket.clone()).boxed());
                 self.next += 1;
             } else {
-                return if self.message.is_empty() { Ok(None) } else { self.message.take().map(Some) };
+                return if self.message.is_empty() { Ok(None) } else { self.send() };
             }
             if self.message.is_full() {
-                return self.message.take().map(Some);
+                return self.send();
             }
         }
+    }
+
+    fn send(&mut self) -> Result<Option<FlightData>, Status> {
+        let message = self.message.take()?;
+        self.sent = message.data_body.clone();
+        Ok(Some(message))
     }
 
     fn opened(&mut self, opened: Opened) {
