@@ -7,8 +7,8 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use sira_store::{PartSpec, StorageClient, StoreError, WriteOptions, Writer};
 use sira_tensor::carrier::Column;
-use sira_wire::many::{FailedKey, MAX_KEYS, PutItem, PutManyAnswer, PutMessage, PutResult};
-use sira_wire::{Code, Key, PutAnswer, WireError};
+use sira_wire::many::{FailedKey, MAX_KEYS, MAX_PARTS, PutItem, PutManyAnswer, PutMessage, PutResult};
+use sira_wire::{Code, Key, MAX_KEY, MAX_NAMESPACE, PutAnswer, WireError};
 use tonic::Status;
 
 use crate::input::{Head, Input};
@@ -18,11 +18,17 @@ use crate::status::{of_store, refuse};
 /// Commits under way at once: their syncs share one write of the disk.
 const COMMITS: usize = 16;
 
+/// Bytes of metadata, and parts, that may be announced before their bytes come.
+const AHEAD_BYTES: usize = 4 << 20;
+const AHEAD_PARTS: usize = MAX_KEYS;
+
 /// A key whose bytes are to come.
 struct Announcement {
     index: usize,
     item: PutItem,
     nbytes: u64,
+    /// Its share of the metadata that announced it.
+    metadata: usize,
 }
 
 /// The key whose bytes come now.
@@ -40,6 +46,8 @@ type Committed = (usize, String, Result<PutAnswer, StoreError>);
 struct Puts<'a> {
     store: &'a StorageClient,
     announced: VecDeque<Announcement>,
+    /// Bytes of metadata, and parts, of those.
+    waiting: (usize, usize),
     current: Option<Current>,
     commits: FuturesUnordered<BoxFuture<'static, Committed>>,
     /// Keys whose commits are under way.
@@ -62,6 +70,7 @@ pub(crate) async fn put(store: &StorageClient, input: &mut Input, first: &Head) 
     let mut puts = Puts {
         store,
         announced: VecDeque::new(),
+        waiting: (0, 0),
         current: None,
         commits: FuturesUnordered::new(),
         committing: HashSet::new(),
@@ -123,10 +132,22 @@ impl Puts<'_> {
         if self.results.len() + message.items.len() > MAX_KEYS {
             return Err(refuse(Code::BadRequest, format!("more than {MAX_KEYS} keys in one stream")));
         }
+        let share = metadata.len() / message.items.len().max(1);
         for item in message.items {
+            if item.key.len() > MAX_NAMESPACE + 1 + MAX_KEY || item.parts.len() > MAX_PARTS {
+                let (len, parts) = (item.key.len(), item.parts.len());
+                return Err(refuse(Code::BadRequest, format!("a key of {len} bytes with {parts} parts; docs/wire.md has the limits")));
+            }
+            self.waiting = (self.waiting.0 + share, self.waiting.1 + item.parts.len());
+            if self.waiting.0 > AHEAD_BYTES || self.waiting.1 > AHEAD_PARTS {
+                return Err(refuse(
+                    Code::BadRequest,
+                    format!("keys are announced too far ahead of their bytes: {AHEAD_BYTES} bytes of metadata, {AHEAD_PARTS} parts"),
+                ));
+            }
             // What cannot be measured ends the stream: nobody knows where the next key begins.
             let nbytes = item.nbytes().map_err(|e| crate::status::of_wire(&e))?;
-            self.announced.push_back(Announcement { index: self.results.len(), item, nbytes });
+            self.announced.push_back(Announcement { index: self.results.len(), item, nbytes, metadata: share });
             self.results.push(None);
         }
         Ok(())
@@ -145,11 +166,13 @@ impl Puts<'_> {
                         self.committed().await;
                     }
                     self.committing.insert(key.clone());
-                    self.commits.push(Box::pin(async move { (index, key, writer.commit().await) }));
+                    let commit = writer.commit();
+                    self.commits.push(Box::pin(async move { (index, key, commit.await) }));
                 }
                 _ => {}
             }
             let Some(next) = self.announced.pop_front() else { return Ok(()) };
+            self.waiting = (self.waiting.0 - next.metadata, self.waiting.1 - next.item.parts.len());
             // Of one key put twice the later one counts, and its conditions see the earlier one.
             while self.committing.contains(&next.item.key) && self.committed().await {}
             let (index, key, missing) = (next.index, next.item.key.clone(), next.nbytes);

@@ -35,7 +35,7 @@ struct Waiting {
     parts: Vec<Arc<HotPart>>,
     _permit: OwnedSemaphorePermit,
     /// Room in the tier where it will lie.
-    _promise: Option<Promise>,
+    promise: Option<Promise>,
 }
 
 impl Waiting {
@@ -55,7 +55,7 @@ impl Behind {
     }
 
     pub fn insert(&self, record: TensorRecord, parts: Vec<Arc<HotPart>>, permit: OwnedSemaphorePermit, promise: Option<Promise>) {
-        self.waiting.lock().insert(record.key.to_string(), Waiting { record, parts, _permit: permit, _promise: promise });
+        self.waiting.lock().insert(record.key.to_string(), Waiting { record, parts, _permit: permit, promise });
     }
 
     /// Whether nothing waits.
@@ -90,18 +90,32 @@ impl Behind {
         self.waiting.lock().values().map(Waiting::bytes).sum()
     }
 
-    /// Puts waiting records into a page of the catalog, which covers keys of `prefix` after `after` up to `end`.
-    pub fn merge(&self, page: &mut Vec<TensorRecord>, prefix: &str, after: Option<&str>, end: Option<&str>) {
+    /// Up to `limit` waiting records of keys that start with `prefix` and come after `after`, in byte order.
+    pub fn records(&self, prefix: &str, after: Option<&str>, limit: usize) -> Vec<TensorRecord> {
         let waiting = self.waiting.lock();
-        let start = after.map_or(Bound::Included(prefix), Bound::Excluded);
-        let within = waiting.range::<str, _>((start, end.map_or(Bound::Unbounded, Bound::Included)));
-        for (key, w) in within.filter(|(key, _)| key.starts_with(prefix)) {
-            match page.binary_search_by(|record| record.key.as_str().cmp(key)) {
-                Ok(at) => page[at] = w.record.clone(),
-                Err(at) => page.insert(at, w.record.clone()),
-            }
-        }
+        let start =
+            after.map_or(Bound::Included(prefix), |after| if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) });
+        let within = waiting.range::<str, _>((start, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
+        within.take(limit).map(|(_, w)| w.record.clone()).collect()
     }
+
+    /// Room in `tier` that the waiting record of `key` has been promised.
+    pub fn promised(&self, key: &Key, tier: &str) -> u64 {
+        self.waiting.lock().get(key.as_str()).and_then(|w| w.promise.as_ref()).map_or(0, |promise| promise.bytes(tier))
+    }
+}
+
+/// Writes all that waits, whether or not the caller waits for it to be done.
+pub(crate) async fn write_soon(inner: &Arc<Inner>) {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let (spawner, inner) = (inner.seams.spawner.clone(), inner.clone());
+    spawner.spawn(Box::pin(async move {
+        if let Err(error) = write_all(&inner).await {
+            tracing::warn!(%error, "write behind failed; it is tried again");
+        }
+        let _ = sender.send(());
+    }));
+    drop(receiver.await);
 }
 
 /// Writes all that waits; one that fails does not hold up the others, and is the answer.

@@ -130,6 +130,8 @@ pub(crate) struct Inner {
     pub shared: Arc<HotTier>,
     pub namespaces: Namespaces,
     pub kv_specs: KvSpecs,
+    /// Held while a policy is set.
+    pub setting: Mutex<()>,
     pub pins: Pins,
     pub behind: Behind,
     pub counters: Counters,
@@ -199,6 +201,7 @@ impl StorageClient {
             shared: Arc::new(HotTier::new(options.hot_limit, ledger.clone())),
             namespaces: Namespaces::new(ledger.clone(), &options.record_backend),
             kv_specs: KvSpecs::new(),
+            setting: Mutex::default(),
             behind: Behind::new(options.memory_limit / 4),
             router: RwLock::new(Router::new(&options.default_backend)),
             pins: Pins::default(),
@@ -324,17 +327,14 @@ impl StorageClient {
         let (mut entries, mut cursor) = (Vec::new(), after.map(String::from));
         let (limit, mut bytes) = (limit.max(1), 0);
         loop {
-            let mut page = self.inner.catalog.records(prefix, cursor.as_deref(), limit.min(LIST_RECORDS))?;
-            let last = page.len() < limit.min(LIST_RECORDS);
-            let end = page.last().map(|record| record.key.to_string());
-            self.inner.behind.merge(&mut page, prefix, cursor.as_deref(), end.as_deref().filter(|_| !last));
+            let (page, last) = self.inner.page(prefix, cursor.as_deref(), limit.min(LIST_RECORDS))?;
             for record in page {
                 if record.alive(now) {
                     if entries.len() == limit || bytes > LIST_BYTES {
                         return Ok((entries, cursor));
                     }
                     let entry = self.inner.entry(&record)?;
-                    bytes += entry.key.len() + entry.attributes.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+                    bytes += entry_bytes(&entry);
                     entries.push(entry);
                 }
                 cursor = Some(record.key.to_string());
@@ -454,6 +454,26 @@ impl Inner {
         }
     }
 
+    /// Records of keys that start with `prefix` and come after `after`, in byte order, tombstones included, and whether they are the last.
+    fn page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<(Vec<TensorRecord>, bool), StoreError> {
+        // First what waits to be written behind, then the index, into which it moves meanwhile.
+        let waiting = self.behind.records(prefix, after, limit);
+        let mut page = self.catalog.records(prefix, after, limit)?;
+        let ends = [&page, &waiting].into_iter().filter(|records| records.len() == limit).filter_map(|records| records.last());
+        let end = ends.map(|record| record.key.clone()).min();
+        for record in waiting {
+            match page.binary_search_by(|known| known.key.cmp(&record.key)) {
+                Ok(at) if page[at].version < record.version => page[at] = record,
+                Ok(_) => {}
+                Err(at) => page.insert(at, record),
+            }
+        }
+        if let Some(end) = &end {
+            page.retain(|record| record.key <= *end);
+        }
+        Ok((page, end.is_none()))
+    }
+
     pub fn alive(&self, key: &Key) -> Result<Option<TensorRecord>, StoreError> {
         let now = self.now();
         Ok(self.current(key)?.filter(|record| record.alive(now)))
@@ -522,6 +542,14 @@ impl Inner {
             parts,
         })
     }
+}
+
+/// Roughly what an entry takes in an answer.
+fn entry_bytes(entry: &Entry) -> usize {
+    let texts = |attributes: &BTreeMap<String, String>| attributes.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
+    let axes = |names: &[String], shape: &[u64]| names.iter().map(|name| name.len() + 4).sum::<usize>() + 12 * shape.len();
+    let part = |part: &PartEntry| 150 + part.name.len() + texts(&part.attributes) + axes(&part.axes, &part.shape);
+    300 + entry.key.len() + texts(&entry.attributes) + axes(&entry.axes, &entry.shape) + entry.parts.iter().map(part).sum::<usize>()
 }
 
 fn part_entry(part: &Part) -> PartEntry {

@@ -56,6 +56,7 @@ impl Inner {
         let _turn = self.lock(&key).await;
         let created = self.number(commit)?;
         self.behind.insert(commit.record.clone(), parts, permit, promise);
+        self.namespaces.of(key.namespace()).used(&key);
         self.nudge.notify_one();
         Ok(created)
     }
@@ -118,6 +119,8 @@ impl Inner {
                     self.namespaces.replaced(Some(stored), None);
                     self.forget_memory(stored);
                 }
+                // What waits goes without one, too: nothing of it is on disk.
+                (Err(error), None) if error.code() == Code::OutOfSpace => {}
                 (result, _) => result?,
             }
             self.behind.remove(&key, None);
@@ -156,8 +159,8 @@ impl Inner {
         }
         if let Err(error) = self.index(record, &replaced, durability).await {
             // Not in the index: take the record back, so that a failed put stays invisible after a restart too.
-            drop(tier.backend.delete(&record.name()).await);
-            return Err(error);
+            // Where it stays, whether the put counts is decided by the next start.
+            return Err(tier.backend.delete(&record.name()).await.map_or_else(|failed| tier.failed(failed), |_| error));
         }
         self.namespaces.replaced(indexed.as_ref(), Some(record));
         for old in &replaced {

@@ -12,6 +12,9 @@ use crate::client::Inner;
 /// What the names of kv specs start with.
 const KV_SPECS: &str = "s/";
 
+/// Specs that may be registered: they are never deleted.
+const MOST: usize = 10_000;
+
 /// Specs kept in memory; a fleet has a few.
 const KEPT: usize = 256;
 
@@ -32,9 +35,17 @@ impl KvSpecs {
             return Ok(hash);
         }
         let tier = inner.record_tier()?;
+        tier.headroom().await?;
+        let known = tier.backend.list_keys(KV_SPECS, None, MOST).await.map_err(|e| tier.failed(e))?;
+        let name = format!("{KV_SPECS}{hash}");
+        if known.len() == MOST && tier.backend.get(&name, None).await.map_err(|e| tier.failed(e))?.is_none() {
+            return Err(StoreError::OutOfSpace(format!(
+                "{MOST} kv specs are registered, and they are kept for ever; an engine needs a few"
+            )));
+        }
         let options = PutOptions { mode: PutMode::Create, durability: Durability::Durable, expires_in: None };
         // One that exists is this one: its name is the hash of its text.
-        tier.backend.put(&format!("{KV_SPECS}{hash}"), text.into_bytes().into(), options).await.map_err(|e| tier.failed(e))?;
+        tier.backend.put(&name, text.into_bytes().into(), options).await.map_err(|e| tier.failed(e))?;
         self.cache.insert(hash.clone(), Arc::new(spec));
         Ok(hash)
     }

@@ -9,6 +9,7 @@ pub mod catalog;
 mod client;
 mod commit;
 mod error;
+mod evict;
 #[allow(missing_docs, unsafe_code, unused_qualifications, clippy::all, clippy::unwrap_used)]
 // Reason: written by flatc from schemas/, see `make schemas`.
 mod generated {

@@ -24,7 +24,12 @@ impl StorageClient {
     pub async fn exists_many(&self, keys: Vec<Key>, kv_spec: Option<&str>) -> Result<Vec<bool>, StoreError> {
         let inner = &self.inner;
         let (now, wanted) = (inner.now(), kv_spec.map(tag));
-        let known = |key: &Key| inner.catalog.remembered(key);
+        // First what waits to be written behind, then the index, into which it moves meanwhile.
+        let waiting = !inner.behind.is_empty();
+        let known = |key: &Key| {
+            let record = if waiting { inner.behind.record(key) } else { None };
+            record.map(|record| Presence::of(Some(&record))).or_else(|| inner.catalog.remembered(key))
+        };
         let mut found: Vec<Option<Presence>> = keys.iter().map(known).collect();
         let unknown: Vec<usize> = (0..keys.len()).filter(|&i| found[i].is_none()).collect();
         let keys = Arc::new(keys);
@@ -37,14 +42,6 @@ impl StorageClient {
             let look = move || unknown.into_iter().map(|i| Ok((i, catalog.presence(&keys[i])?))).collect::<Result<Vec<_>, StoreError>>();
             let looked = inner.seams.work(look).await.ok_or_else(|| StoreError::Internal("a lookup has died".into()))??;
             looked.into_iter().for_each(|(i, presence)| found[i] = Some(presence));
-        }
-        // What waits to be written behind is newer than the index.
-        if !inner.behind.is_empty() {
-            for (i, key) in keys.iter().enumerate() {
-                if let Some(record) = inner.behind.record(key) {
-                    found[i] = Some(Presence::of(Some(&record)));
-                }
-            }
         }
         Ok(found.into_iter().map(|presence| presence.is_some_and(|presence| presence.holds(now, wanted))).collect())
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use globset::Glob;
 use sira_backend::Durability;
+use sira_wire::Code;
 
 use crate::StoreError;
 use crate::client::{Inner, needs};
@@ -45,7 +46,7 @@ async fn move_one(inner: &Arc<Inner>, record: &TensorRecord, source: &str, targe
     let mut next = TensorRecord { write_id: write_id.clone(), ..record.clone() };
     let record = Arc::new(record.clone());
     ChunkSink::announce(inner, &home, &record.key, &write_id)?;
-    let copied = async {
+    let copied: Result<bool, StoreError> = async {
         for (index, part) in next.parts.iter_mut().enumerate() {
             if let Some(bytes) = &mut part.inline {
                 // The index leaves them out; the next record has them again.
@@ -71,8 +72,15 @@ async fn move_one(inner: &Arc<Inner>, record: &TensorRecord, source: &str, targe
         Ok(unchanged)
     }
     .await;
-    if !matches!(copied, Ok(true)) {
-        upkeep::sweep(inner, &home, &write_id).await?;
+    match &copied {
+        Ok(true) => {}
+        // Whether the record was written is not known: the next start decides by its intent, so the chunks stay.
+        Err(error) if error.code() == Code::Backend => {}
+        _ => upkeep::sweep(inner, &home, &write_id).await?,
     }
-    copied
+    match copied {
+        // Replaced while it was copied: left to its writer.
+        Err(StoreError::Corrupt(_)) if inner.current(&record.key)?.is_none_or(|now| now.write_id != record.write_id) => Ok(false),
+        copied => copied,
+    }
 }

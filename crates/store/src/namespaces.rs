@@ -160,15 +160,19 @@ impl Namespace {
         }
     }
 
-    /// Promises `bytes` of `tier` to a put that replaces `current`, if the limit allows; otherwise says how many are missing.
-    pub fn promise(self: &Arc<Self>, tier: &str, bytes: u64, current: u64) -> Result<Promise, u64> {
+    /// Promises `bytes` of `tier` to a put, if the limit allows; otherwise says what stands against it. The put replaces `current` bytes that are
+    /// held, and `waiting` bytes that are promised to an earlier put of its key.
+    pub fn promise(self: &Arc<Self>, tier: &str, bytes: u64, current: u64, waiting: u64) -> Result<Promise, Short> {
         let Some(limit) = self.rules.read().policy.limits.get(tier).copied() else { return Ok(Promise { of: None }) };
         let mut usage = self.usage.lock();
         let held = usage.bytes.get(tier).copied().unwrap_or(0).saturating_sub(current);
         let promised = usage.promised.entry(tier.to_owned()).or_default();
-        let over = (held + *promised + bytes).saturating_sub(limit);
-        if over > 0 {
-            return Err(over);
+        let needed = promised.saturating_sub(waiting).saturating_add(bytes);
+        if needed > limit {
+            return Err(Short::Promised);
+        }
+        if held.saturating_add(needed) > limit {
+            return Err(Short::Held);
         }
         *promised += bytes;
         Ok(Promise { of: Some((self.clone(), tier.to_owned(), bytes)) })
@@ -184,9 +188,16 @@ impl Namespace {
         self.order.lock().get_mut(tier)?.pop_lru().map(|(key, ())| key)
     }
 
+    /// Whether a key of a cache is known to lie in `tier`.
+    pub fn holds(&self, tier: &str, key: &str) -> bool {
+        self.order.lock().get(tier).is_some_and(|keys| keys.contains(key))
+    }
+
     /// Puts back what [`Namespace::coldest`] gave and which stays after all.
     pub fn keep(&self, tier: &str, key: Arc<str>) {
-        if let Some(keys) = self.order.lock().get_mut(tier) {
+        if let Some(keys) = self.order.lock().get_mut(tier)
+            && !keys.contains(&key)
+        {
             keys.push(key.clone(), ());
             keys.demote(&key);
         }
@@ -234,9 +245,25 @@ impl Namespace {
     }
 }
 
+/// What stands against a promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Short {
+    /// What is held: less of it would do.
+    Held,
+    /// The put itself, or what is promised to others: no eviction helps.
+    Promised,
+}
+
 /// Bytes of a tier that a running put may count on; given back when it ends, when what it stored counts instead.
 pub(crate) struct Promise {
     of: Option<(Arc<Namespace>, String, u64)>,
+}
+
+impl Promise {
+    /// How many bytes of `tier`.
+    pub fn bytes(&self, tier: &str) -> u64 {
+        self.of.as_ref().filter(|(_, of, _)| of == tier).map_or(0, |(_, _, bytes)| *bytes)
+    }
 }
 
 impl Drop for Promise {
@@ -360,17 +387,18 @@ mod tests {
         let all = Namespaces::new(Ledger::new(1 << 20, Duration::ZERO), "disk");
         let policy = Policy { limits: [("disk".to_owned(), 100)].into(), ..Policy::default() };
         let ns = all.set("ns", policy, PolicyOrigin::Action);
-        let promise = ns.promise("disk", 60, 0).ok().unwrap();
-        assert_eq!(ns.promise("disk", 60, 0).err(), Some(20));
+        let promise = ns.promise("disk", 60, 0, 0).ok().unwrap();
+        assert_eq!(ns.promise("disk", 60, 0, 0).err(), Some(Short::Promised));
+        assert!(ns.promise("disk", 60, 0, 60).is_ok(), "what waits of the same key makes room for it");
         let (a, b) = (record("ns/a", 60), record("ns/b", 40));
         all.replaced(None, Some(&a));
         drop(promise);
         all.replaced(None, Some(&b));
-        assert_eq!(ns.promise("disk", 1, 0).err(), Some(1));
-        assert!(ns.promise("disk", 60, 60).is_ok(), "what a put replaces makes room for it");
+        assert_eq!(ns.promise("disk", 1, 0, 0).err(), Some(Short::Held));
+        assert!(ns.promise("disk", 60, 60, 0).is_ok(), "what a put replaces makes room for it");
         all.replaced(Some(&a), Some(&TensorRecord { tombstone: true, ..a.clone() }));
         assert_eq!((ns.entry().keys, ns.entry().bytes["disk"]), (1, 40));
-        assert!(ns.promise("elsewhere", u64::MAX, 0).is_ok());
+        assert!(ns.promise("elsewhere", u64::MAX, 0, 0).is_ok());
     }
 
     #[test]

@@ -44,6 +44,9 @@ impl StorageClient {
         self.inner.changeable(name)?;
         self.inner.check_policy(&policy)?;
         let tier = self.inner.record_tier()?;
+        tier.headroom().await?;
+        // One at a time: what is stored is what holds.
+        let _one = self.inner.setting.lock().await;
         let stored = Stored { format: FORMAT, namespace: name.to_owned(), policy: policy.clone() };
         let bytes = serde_json::to_vec(&stored).map_err(|e| StoreError::Internal(e.to_string()))?;
         let options = PutOptions { mode: PutMode::Overwrite, durability: Durability::Durable, expires_in: None };
@@ -57,6 +60,7 @@ impl StorageClient {
     pub async fn reset_namespace(&self, name: &str) -> Result<NamespaceEntry, StoreError> {
         self.inner.changeable(name)?;
         let tier = self.inner.record_tier()?;
+        let _one = self.inner.setting.lock().await;
         tier.backend.delete(&policy_name(name)).await.map_err(|e| tier.failed(e))?;
         let namespace = self.inner.namespaces.set(name, Policy::default(), PolicyOrigin::Default);
         self.inner.order(&namespace)?;

@@ -100,6 +100,10 @@ async fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
                 }
                 Err(error) => return Err(error),
             };
+            // Superseded, and only waiting to be collected.
+            if inner.catalog.garbage_of(&record.write_id)?.is_some() {
+                continue;
+            }
             let before = inner.catalog.record(&record.key)?;
             if before.as_ref().is_none_or(|before| before.generation < record.generation) {
                 inner.adopt(&record, before).await?;

@@ -185,7 +185,7 @@ pub(crate) async fn scrub(inner: &Arc<Inner>) -> Result<ScrubReport, StoreError>
         for record in page.iter().cloned().map(Arc::new) {
             let _pin = inner.pins.pin(&record.write_id);
             // One look at the record verifies all of its inline parts.
-            if let Some(index) = record.parts.iter().position(|part| part.inline.is_some()) {
+            if let Some(index) = record.parts.iter().position(|part| part.inline.is_some() && part.spec.nbytes() > 0) {
                 match inline(inner, &record, index).await {
                     Ok(_) => report.good += 1,
                     Err(StoreError::Corrupt(_)) if changed(inner, &record) => {}

@@ -1,5 +1,6 @@
 //! A put in progress: the bytes of its parts come one after another, row-major; the commit writes the record.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -249,12 +250,12 @@ impl Writer {
     }
 
     /// Makes the put visible, all of it at once. When this returns, it survives what its level promises. A caller that goes away
-    /// meanwhile does not stop it half-way.
-    pub async fn commit(self) -> Result<PutAnswer, StoreError> {
+    /// meanwhile does not stop it half-way: it runs from this call on, whether or not its answer is waited for.
+    pub fn commit(self) -> impl Future<Output = Result<PutAnswer, StoreError>> + Send + 'static {
         let spawner = self.inner.seams.spawner.clone();
         let (sender, receiver) = oneshot::channel();
         spawner.spawn(Box::pin(async move { drop(sender.send(self.finish().await)) }));
-        receiver.await.unwrap_or_else(|_| Err(StoreError::Internal("a task that commits has died".into())))
+        async move { receiver.await.unwrap_or_else(|_| Err(StoreError::Internal("a task that commits has died".into()))) }
     }
 
     async fn finish(mut self) -> Result<PutAnswer, StoreError> {
@@ -385,50 +386,5 @@ impl Inner {
             Some(text) => Ok(text.parse()?),
             None => Ok(namespace.codec(home)?.unwrap_or_else(|| self.options.codec.clone())),
         }
-    }
-
-    /// Room within the limit that a namespace has in a tier: a cache evicts for it, a store refuses.
-    pub async fn promise(self: &Arc<Self>, namespace: &Arc<Namespace>, key: &Key, tier: &str, nbytes: u64) -> Result<Promise, StoreError> {
-        let full = |over: u64| {
-            let limit = namespace.limit(tier).unwrap_or(0);
-            StoreError::OutOfSpace(format!(
-                "namespace {} may take {limit} bytes of {tier}, and this put of {nbytes} needs {over} more; delete something, or raise limits.{tier}",
-                namespace.name
-            ))
-        };
-        let mut waited = false;
-        loop {
-            let record_backend = &self.options.record_backend;
-            let current = self.alive(key)?.map_or(0, |record| record.stored(record_backend).get(tier).copied().unwrap_or(0));
-            let over = match namespace.promise(tier, nbytes, current) {
-                Ok(promise) => return Ok(promise),
-                Err(over) => over,
-            };
-            if !namespace.is_cache() || namespace.limit(tier).is_some_and(|limit| nbytes > limit) {
-                return Err(full(over));
-            }
-            let Some(victim) = namespace.coldest(tier) else {
-                // What waits to be written behind is promised its room, and can be given up only once it is written.
-                if waited || self.behind.is_empty() {
-                    return Err(full(over));
-                }
-                waited = true;
-                crate::behind::write_all(self).await?;
-                continue;
-            };
-            waited = false;
-            if let Err(error) = self.evict_key(namespace, &victim).await {
-                namespace.keep(tier, victim);
-                return Err(error);
-            }
-        }
-    }
-
-    /// Removes a key of a cache that was used least recently.
-    async fn evict_key(self: &Arc<Self>, namespace: &Namespace, victim: &str) -> Result<(), StoreError> {
-        if self.delete(&victim.parse()?, None, false).await? {
-            count(&namespace.counters.evictions, 1);
-        }
-        Ok(())
     }
 }

@@ -219,12 +219,11 @@ impl KvPart {
         part_name(&self.name)?;
         let context = |e: TensorError| bad(format!("part {:?}: {e}", self.name));
         let dtype = dtype(&self.dtype).map_err(context)?;
-        for (i, axis) in self.axes.iter().enumerate() {
-            name("axis", axis).map_err(context)?;
-            if self.axes[..i].contains(axis) {
-                return Err(bad(format!("part {:?}: two axes are named {axis:?}", self.name)));
-            }
+        if self.axes.iter().any(String::is_empty) {
+            return Err(bad(format!("part {:?}: an axis without a name", self.name)));
         }
+        // What no tensor can have, no spec demands.
+        TensorSpec::new(DType::UInt8, vec![1; self.axes.len()]).and_then(|spec| spec.with_axes(self.axes.clone())).map_err(context)?;
         if self.shape.as_ref().is_some_and(|shape| shape.len() != self.axes.len()) {
             return Err(bad(format!("part {:?}: a shape with one entry for each of its {} axes", self.name, self.axes.len())));
         }

@@ -30,7 +30,13 @@ pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure
         let failed = |error: BackendError| Failure::with(format_args!("backend {name}"), cause(&error));
         let opened = open_backend(backend).await.map_err(failed)?;
         if *name == storage.record_backend {
-            probe_create_if_absent(opened.as_ref()).await.map_err(failed)?;
+            match probe_create_if_absent(opened.as_ref()).await {
+                // Only deletes make room, and they need a server.
+                Err(BackendError::OutOfSpace(reason)) => {
+                    tracing::warn!(backend = name, reason, "too full to be tried; it is taken at its word")
+                }
+                probed => probed.map_err(failed)?,
+            }
         }
         tracing::info!(backend = name, kind = backend.kind(), "backend opened");
         store.register_backend(name, opened);
