@@ -6,6 +6,7 @@ mod source;
 mod state;
 
 use std::collections::HashSet;
+use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -98,6 +99,11 @@ fn summary(args: &ImportArgs, before: u64, done: &Done) -> String {
     text
 }
 
+/// The file is to blame.
+fn nothing_stored(error: io::Error) -> Failure {
+    Failure::with("nothing of it was stored", error)
+}
+
 impl Import<'_> {
     async fn run(&mut self) -> Result<(), Failure> {
         let read = self.read_all().await;
@@ -121,7 +127,7 @@ impl Import<'_> {
                     if !self.batch.has_room(&job) {
                         self.flush().await?;
                     }
-                    self.collect(&header, job).await?;
+                    self.collect(&header, job).await.map_err(of_tensor)?;
                 }
                 Some(job) => {
                     self.flush().await?;
@@ -144,12 +150,11 @@ impl Import<'_> {
 
     /// Reads a small tensor whole, to be put with others.
     async fn collect(&mut self, header: &Header, job: Job) -> Result<(), Failure> {
-        let nothing = |error| Failure::Failed(format!("tensor {}: nothing of it was stored: {error}", header.key));
         let bytes = self.source.pieces().try_fold(BytesMut::new(), |mut bytes, piece| async move {
             bytes.extend_from_slice(&piece);
             Ok(bytes)
         });
-        let bytes = bytes.await.map_err(nothing)?.freeze();
+        let bytes = bytes.await.map_err(nothing_stored)?.freeze();
         self.source_ends().await?;
         self.register(header).await?;
         self.batch.push(Small { key: header.key.clone(), nbytes: job.nbytes(), read: self.read }, job, bytes);
@@ -174,7 +179,7 @@ impl Import<'_> {
                 self.done.present += 1;
                 Ok(())
             }
-            Err(ClientError::Source(error)) => Err(Failure::Failed(format!("nothing of it was stored: {error}"))),
+            Err(ClientError::Source(error)) => Err(nothing_stored(error)),
             Err(error) => Err(error.into()),
         }
     }

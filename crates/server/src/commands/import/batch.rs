@@ -10,7 +10,7 @@ use crate::formats::avro::Place;
 const SMALL: u64 = 512 << 10;
 /// Bytes of its attributes and names, at most. Even where JSON makes six bytes of each, a message takes them.
 const TEXT: usize = 128 << 10;
-/// Bytes of a batch, texts included; with those that are being sent, this is twice in memory.
+/// Bytes of a batch, texts included.
 const BYTES: u64 = 16 << 20;
 /// Keys of a batch.
 const KEYS: usize = 1024;
