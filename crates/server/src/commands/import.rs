@@ -150,13 +150,15 @@ impl Import<'_> {
 
     /// Reads a small tensor whole, to be put with others.
     async fn collect(&mut self, header: &Header, job: Job) -> Result<(), Failure> {
-        let bytes = self.source.pieces().try_fold(BytesMut::new(), |mut bytes, piece| async move {
+        self.register(header).await?;
+        // Of a small tensor, which it is, the file's word is enough to allocate by.
+        let room = BytesMut::with_capacity(usize::try_from(job.nbytes()).unwrap_or(0));
+        let bytes = self.source.pieces().try_fold(room, |mut bytes, piece| async move {
             bytes.extend_from_slice(&piece);
             Ok(bytes)
         });
         let bytes = bytes.await.map_err(nothing_stored)?.freeze();
         self.source_ends().await?;
-        self.register(header).await?;
         self.batch.push(Small { key: header.key.clone(), nbytes: job.nbytes(), read: self.read }, job, bytes);
         Ok(())
     }
