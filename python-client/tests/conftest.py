@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from pyarrow import flight
@@ -19,6 +20,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(tmp_path_factory.mktemp("server") / "data") as server:
         yield server
         assert server.terminate() == 0
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Server]:
+    """A second server, empty."""
+    with Server(tmp_path / "target") as server:
+        yield server
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ Short by default; for the full figures: SIRA_SOAK=60 (seconds), SIRA_LARGE=4 (Gi
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -169,3 +170,33 @@ def test_many_keys_list_in_pages_with_flat_memory(limited: Server) -> None:
     assert names == [f"many/{i:08d}" for i in range(KEYS)]
     assert flights == KEYS
     assert watch.most < before + (64 << 20)
+
+
+def test_many_large_keys_in_one_stream_with_little_memory(tmp_path: Path) -> None:
+    """Commits of a stream run while it goes on: they give back what the next key needs."""
+    with (
+        Server(tmp_path / "data", '[memory]\nlimit = "256 MiB"\n') as server,
+        sira_store.connect(server.url) as sira,
+    ):
+        block = np.random.default_rng(1).integers(0, 255, 7 << 20, dtype=np.uint8)
+        results = sira.put_many((f"many/{i}", block) for i in range(16))
+        assert [result for result in results if isinstance(result, sira_store.SiraError)] == []
+        for array in sira.get_many([f"many/{i}" for i in range(16)]):
+            np.testing.assert_array_equal(array, block)
+
+
+def test_announcements_without_bytes_end_the_stream(tmp_path: Path) -> None:
+    with Server(tmp_path / "data") as server, flight.connect(server.url) as plain:
+        descriptor = flight.FlightDescriptor.for_command(b'{"v":1,"put_many":true}')
+        schema = pa.schema([pa.field("tensor", pa.uint8(), nullable=False)])
+        writer, reader = plain.do_put(descriptor, schema)
+        part = {"dtype": "uint8", "shape": [1 << 30], "attributes": {"a": "x" * 4000}}
+        items = {"items": [{"key": f"many/{i}", "parts": [part]} for i in range(200)]}
+        before = resident(server.pid)
+        with pytest.raises((pa.ArrowException, OSError), match="SIRA_BAD_REQUEST|ahead|closed|finish"):
+            for _ in range(300):
+                writer.write_metadata(pa.py_buffer(json.dumps(items).encode()))
+            writer.done_writing()
+            reader.read()
+            writer.close()
+        assert resident(server.pid) - before < 64 << 20

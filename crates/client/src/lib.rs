@@ -21,7 +21,7 @@
 //! |---|---|
 //! | connect | [`Client::connect`]; [`Client::connect_lazy`] where the server may be absent |
 //! | put one tensor | [`Client::put`] from memory, [`Client::put_reader`] from a file or socket, [`Client::put_stream`] from pieces |
-//! | put a key of several parts | [`Client::put_parts`] |
+//! | put a key of several parts | [`Client::put_parts`] from memory, [`Client::put_parts_stream`] from pieces |
 //! | put many keys | [`Client::put_many`] of [`PutEntry`] |
 //! | get a tensor, a slice, a part | [`Client::get`] with [`GetOptions`]: a [`TensorStream`], piece by piece or [whole](TensorStream::into_bytes) |
 //! | get many keys, or all parts | [`Client::get_many`]: a [`ManyStream`], as [events](ManyStream::next), as [keys](ManyStream::collect) or [into buffers](ManyStream::read_into) |
@@ -57,6 +57,7 @@ mod message;
 mod put;
 mod put_many;
 mod put_messages;
+mod put_parts;
 mod segments;
 
 pub use client::{Client, DEFAULT_URL, Health};

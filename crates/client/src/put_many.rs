@@ -1,4 +1,4 @@
-//! Many keys, or one of several parts, in one stream: what to put, and the calls. How it is cut into messages stands in `put_messages`.
+//! Many keys in one stream: what to put, and the call. How it is cut into messages stands in `put_messages`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use futures::{Stream, StreamExt, poll, stream};
 use parking_lot::Mutex;
 use sira_tensor::TensorSpec;
 use sira_wire::many::{DATA, MAX_KEYS, PartHeader, PutItem, PutManyAnswer, PutResult};
-use sira_wire::{Code, Condition, Consistency, Key, PutAnswer, PutOptions, WireError};
+use sira_wire::{Code, Condition, Consistency, Key, PutAnswer, WireError};
 
 use crate::client::parse;
 use crate::error::refusal;
@@ -92,7 +92,7 @@ impl PartData {
 }
 
 /// What becomes of one key.
-enum Outcome {
+pub(crate) enum Outcome {
     /// It was sent under this key: the server's next result is its.
     Sent(String),
     /// It was never sent.
@@ -190,58 +190,21 @@ impl Client {
         Ok(results)
     }
 
-    async fn send_many(&self, body: impl Stream<Item = FlightData> + Send + 'static) -> Result<PutManyAnswer, ClientError> {
+    pub(crate) async fn send_many(&self, body: impl Stream<Item = FlightData> + Send + 'static) -> Result<PutManyAnswer, ClientError> {
         let mut results = self.flight.clone().do_put(body).await?.into_inner();
         let first = results.message().await?.ok_or_else(|| ClientError::protocol("a put without an answer"))?;
         let answer = parse(&first.app_metadata)?;
         while results.message().await?.is_some() {}
         Ok(answer)
     }
-
-    /// Puts one key of several parts, which are committed together. Of `options`, the codec and the attributes hold for each part that has none of
-    /// that name itself; ttl, consistency, condition and kv spec for the key.
-    ///
-    /// ```no_run
-    /// # async fn example(client: sira_client::Client) -> Result<(), Box<dyn std::error::Error>> {
-    /// use bytes::Bytes;
-    /// use sira_client::{DType, PutOptions, TensorSpec};
-    ///
-    /// let values = TensorSpec::new(DType::Float8E4M3Fn, vec![16, 8, 128])?;
-    /// let scales = TensorSpec::new(DType::Float32, vec![8])?;
-    /// let parts = vec![
-    ///     ("k".to_owned(), values, Bytes::from(vec![0u8; 16384])),
-    ///     ("k_scale".to_owned(), scales, Bytes::from(vec![0u8; 32])),
-    /// ];
-    /// client.put_parts("kv/block-1", parts, PutOptions::default()).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn put_parts(
-        &self,
-        key: &str,
-        parts: Vec<(String, TensorSpec, Bytes)>,
-        options: PutOptions,
-    ) -> Result<PutAnswer, ClientError> {
-        let part = |(name, spec, bytes): (String, TensorSpec, Bytes)| {
-            let mut attributes = options.attributes.clone();
-            attributes.extend(spec.attributes().clone());
-            Ok(PartData { name, spec: spec.with_attributes(attributes)?, codec: options.codec.clone(), bytes })
-        };
-        let entry = PutEntry {
-            key: key.to_owned(),
-            parts: parts.into_iter().map(part).collect::<Result<_, ClientError>>()?,
-            ttl: options.ttl,
-            consistency: options.consistency,
-            condition: options.condition,
-            kv_spec: options.kv_spec,
-        };
-        let result = self.put_many(stream::iter([entry])).await?.pop();
-        Ok(result.ok_or_else(|| ClientError::protocol("a put without a result"))??)
-    }
 }
 
 /// Adds what became of each entry: the server's results are those of the entries that were sent, in their order.
-fn merge(outcomes: Vec<Outcome>, answer: PutManyAnswer, results: &mut Vec<Result<PutAnswer, WireError>>) -> Result<(), ClientError> {
+pub(crate) fn merge(
+    outcomes: Vec<Outcome>,
+    answer: PutManyAnswer,
+    results: &mut Vec<Result<PutAnswer, WireError>>,
+) -> Result<(), ClientError> {
     let mut answered = answer.results.into_iter();
     for outcome in outcomes {
         let key = match outcome {

@@ -21,6 +21,24 @@ const METADATA: usize = 1 << 20;
 const OPEN: &[u8] = br#"{"items":["#;
 const CLOSE: &[u8] = b"]}";
 
+/// What is left of [`METADATA`] for the announcements themselves.
+const ROOM: usize = METADATA - OPEN.len() - CLOSE.len();
+
+/// The JSON of one key's announcement, of no more than a message takes.
+fn description(item: &PutItem) -> Result<Vec<u8>, WireError> {
+    let refuse = |reason: String| WireError::new(Code::BadRequest, format!("{}: {reason}", item.key));
+    let json = serde_json::to_vec(item).map_err(|e| refuse(e.to_string()))?;
+    if json.len() > ROOM {
+        return Err(refuse(format!("its description has {} bytes, attributes included; a message takes at most {ROOM}", json.len())));
+    }
+    Ok(json)
+}
+
+/// What a message says that announces one key.
+pub(crate) fn announcement(item: &PutItem) -> Result<Bytes, WireError> {
+    Ok([OPEN, &description(item)?, CLOSE].concat().into())
+}
+
 /// Builds messages from keys and their bytes.
 #[derive(Default)]
 pub(crate) struct Messages {
@@ -44,13 +62,8 @@ impl Messages {
 
     /// Takes a key and the bytes of its parts, which must be as many as the item says. A key that cannot be announced is refused, and nothing taken.
     pub(crate) fn add(&mut self, item: &PutItem, parts: impl Iterator<Item = Bytes>) -> Result<(), WireError> {
-        let refuse = |reason: String| WireError::new(Code::BadRequest, format!("{}: {reason}", item.key));
-        let json = serde_json::to_vec(item).map_err(|e| refuse(e.to_string()))?;
-        let room = METADATA - OPEN.len() - CLOSE.len();
-        if json.len() > room {
-            return Err(refuse(format!("its description has {} bytes, attributes included; a message takes at most {room}", json.len())));
-        }
-        if self.items.len() + 1 + json.len() > room {
+        let json = description(item)?;
+        if self.items.len() + 1 + json.len() > ROOM {
             self.flush();
         }
         if !self.items.is_empty() {

@@ -159,6 +159,33 @@ async fn parts_are_one_key_and_lists_have_pages() {
 }
 
 #[tokio::test]
+async fn parts_come_from_a_source_and_are_stored_together_or_not_at_all() {
+    let server = Server::start();
+    let client = Client::connect(&server.url).await.unwrap();
+    let bytes = noise(3, 5_000_003);
+    let put = |key: &'static str, pieces: Vec<std::io::Result<Bytes>>, condition| {
+        let parts = [("a", 3_000_001), ("none", 0), ("b", 2_000_002)].map(|(name, len)| (name.to_owned(), u8s(len), None)).to_vec();
+        client.put_parts_stream(key, parts, stream::iter(pieces), PutOptions { condition, ..PutOptions::default() })
+    };
+    let pieces = |len: usize| bytes[..len].chunks(700_001).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect::<Vec<_>>();
+    let answer = put("kv/x", pieces(bytes.len()), None).await.unwrap();
+    assert_eq!((answer.key.as_str(), answer.version), ("kv/x", 1));
+    let got = client.get_many(["kv/x"], &GetManyOptions::default()).await.unwrap().collect().await.unwrap().remove(0).unwrap();
+    let got: Vec<(String, Vec<u8>)> = got.parts.into_iter().map(|part| (part.name.clone(), part.into_bytes().to_vec())).collect();
+    let expected = [("a", &bytes[..3_000_001]), ("none", &[]), ("b", &bytes[3_000_001..])];
+    assert!(got == expected.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())));
+
+    assert!(matches!(put("kv/short", pieces(bytes.len() - 1), None).await, Err(ClientError::Source(_))));
+    let mut broken = pieces(bytes.len());
+    broken.push(Err(std::io::Error::other("the disk")));
+    let error = put("kv/broken", broken, None).await.unwrap_err();
+    assert!(error.to_string().contains("the disk"), "{error}");
+    assert_eq!(put("kv/x", pieces(bytes.len()), Some(Condition::Absent)).await.unwrap_err().code(), Some(Code::Exists));
+    let listed: Vec<String> = client.list_all("kv/").map_ok(|entry| entry.key).try_collect().await.unwrap();
+    assert_eq!(listed, ["kv/x"]);
+}
+
+#[tokio::test]
 async fn kv_specs_are_demanded_and_namespaces_governed() {
     let server = Server::start();
     let client = Client::connect(&server.url).await.unwrap();

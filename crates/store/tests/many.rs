@@ -13,7 +13,7 @@ use sira_backend::StorageBackend;
 use sira_store::{Demands, PartSpec, Seams, StorageClient, StoreError, WriteOptions};
 use sira_tensor::kv::KvSpec;
 use sira_wire::namespace::{Mode, Policy, PolicyOrigin};
-use sira_wire::{Code, Consistency, Key};
+use sira_wire::{Code, Condition, Consistency, Key};
 
 async fn open(world: &World) -> StorageClient {
     world.open(Seams::system(), |_| ()).await
@@ -290,6 +290,76 @@ async fn a_cache_takes_weak_puts_without_end() {
         assert!(used(&store, "cache", "small") <= 500_000);
     }
     assert!(store.exists(&key("cache/39"), None).unwrap().is_some() && store.exists(&key("cache/0"), None).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_put_evicts_neither_its_own_key_nor_what_was_put_just_now() {
+    let world = World::new(1 << 30);
+    let store = world.open(Seams::system(), |options| options.hot_limit = 0).await;
+    store.set_namespace("c", policy(Mode::Cache, "small", 100_000)).await.unwrap();
+    let with = |condition| WriteOptions { condition, consistency: Some(Consistency::Eventual), ..WriteOptions::default() };
+    for (name, n) in [("c/k", 60_000), ("c/l", 30_000)] {
+        store.store(key(name), spec(n), &payload(n, 1), with(None)).await.unwrap();
+    }
+    // `k` is the coldest, and has version 1: replaced, not evicted.
+    let put = store.store(key("c/k"), spec(80_000), &payload(80_000, 2), with(Some(Condition::Version(1)))).await.unwrap();
+    assert_eq!((put.version, put.created), (2, false));
+    assert!(used(&store, "c", "small") <= 100_000);
+    assert_eq!(store.exists(&key("c/l"), None).unwrap(), None, "this made room");
+    // Weak overwrites of one key need room for one of it.
+    for version in 0..50 {
+        let weak = WriteOptions { consistency: Some(Consistency::Weak), ..WriteOptions::default() };
+        store.store(key("c/k"), spec(60_000), &payload(60_000, version), weak).await.unwrap();
+    }
+    assert_eq!(store.retrieve(&key("c/k")).await.unwrap().1.into_bytes(), bytes(60_000, 49));
+}
+
+#[tokio::test]
+async fn what_has_expired_makes_room_first() {
+    let world = World::new(1 << 30);
+    let store = world.open(Seams::system(), |options| options.reap_interval = Duration::from_secs(3600)).await;
+    for (name, mode) in [("c", Mode::Cache), ("s", Mode::Store)] {
+        store.set_namespace(name, policy(mode, "small", 100_000)).await.unwrap();
+        let eventual = |ttl| WriteOptions { ttl, consistency: Some(Consistency::Eventual), ..WriteOptions::default() };
+        store.store(key(&format!("{name}/old")), spec(50_000), &payload(50_000, 1), eventual(Some(1))).await.unwrap();
+        store.store(key(&format!("{name}/kept")), spec(40_000), &payload(40_000, 1), eventual(None)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        store.store(key(&format!("{name}/new")), spec(50_000), &payload(50_000, 1), eventual(None)).await.unwrap();
+        assert!(store.exists(&key(&format!("{name}/kept")), None).unwrap().is_some(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn commits_run_without_being_waited_for() {
+    let world = World::new(1 << 30);
+    let store = open(&world).await;
+    let mut writer = store.begin(key("ns/k"), spec(3 << 20), WriteOptions::default()).await.unwrap();
+    writer.write(&bytes(3 << 20, 1)).await.unwrap();
+    let _answer = writer.commit();
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        if store.exists(&key("ns/k"), None).unwrap().is_some() {
+            return;
+        }
+    }
+    panic!("a commit that waits to be polled");
+}
+
+/// A lookup between the index and what waits to be written behind sees a key in one of the two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_acknowledged_is_found_while_it_is_written_behind() {
+    let world = World::new(1 << 30);
+    let store = open(&world).await;
+    let weak = WriteOptions { consistency: Some(Consistency::Weak), ..WriteOptions::default() };
+    for i in 0..300 {
+        let name = format!("ns/{i:03}");
+        store.store(key(&name), spec(100), &payload(100, 1), weak.clone()).await.unwrap();
+        for _ in 0..5 {
+            assert_eq!(store.exists_many(vec![key(&name)], None).await.unwrap(), [true], "{name}");
+            assert_eq!(store.list(&name, None, 10).unwrap().0.len(), 1, "{name}");
+        }
+    }
+    assert_eq!(store.list("ns/", None, 1000).unwrap().0.len(), 300);
 }
 
 #[tokio::test]

@@ -82,6 +82,9 @@ pub(crate) struct ExportArgs {
     /// Go on with an export that was interrupted
     #[arg(long)]
     pub resume: bool,
+    /// Say what was done as one line of JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `sira import`.
@@ -98,6 +101,9 @@ pub(crate) struct ImportArgs {
     /// Go on with an import that was interrupted
     #[arg(long)]
     pub resume: bool,
+    /// Say what was done as one line of JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `sira ls`.

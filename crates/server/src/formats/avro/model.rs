@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use sira_client::{Consistency, Entry, TensorError, TensorSpec};
+use sira_client::{Consistency, Entry, PartEntry, TensorError, TensorSpec};
 
 /// One record: exactly one field is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,18 +106,24 @@ fn data() -> String {
 }
 
 impl Header {
-    /// The header of a key with one part.
-    pub fn of_entry(entry: &Entry) -> Result<Header, TensorError> {
-        let spec = TensorSpec::new(entry.dtype.parse()?, entry.shape.clone())?.with_axes(entry.axes.clone())?;
-        let part = Part::new(data(), &spec.with_attributes(entry.attributes.clone())?, Some(entry.codec.clone()));
+    /// The header of a key as the server describes it. `kv_spec` is the registered text of the spec that it names.
+    pub fn of_entry(entry: &Entry, kv_spec: Option<KvSpec>) -> Result<Header, TensorError> {
+        let one = || {
+            let spec = TensorSpec::new(entry.dtype.parse()?, entry.shape.clone())?.with_axes(entry.axes.clone())?;
+            Ok(Part::new(data(), &spec.with_attributes(entry.attributes.clone())?, Some(entry.codec.clone())))
+        };
+        let parts = match entry.parts.as_slice() {
+            [] => vec![one()?],
+            parts => parts.iter().map(Part::of_entry).collect::<Result<_, TensorError>>()?,
+        };
         Ok(Header {
             key: entry.key.clone(),
             version: entry.version.cast_signed(),
-            parts: vec![part],
+            parts,
             created_ms: Some(entry.created_ms.cast_signed()),
             expires_ms: entry.expires_ms.map(u64::cast_signed),
             consistency: entry.consistency,
-            kv_spec: None,
+            kv_spec,
         })
     }
 
@@ -128,6 +134,11 @@ impl Header {
 }
 
 impl Part {
+    fn of_entry(part: &PartEntry) -> Result<Part, TensorError> {
+        let spec = TensorSpec::new(part.dtype.parse()?, part.shape.clone())?.with_axes(part.axes.clone())?;
+        Ok(Part::new(part.name.clone(), &spec.with_attributes(part.attributes.clone())?, Some(part.codec.clone())))
+    }
+
     /// A part that is described by `spec`.
     pub fn new(name: String, spec: &TensorSpec, codec: Option<String>) -> Part {
         Part {

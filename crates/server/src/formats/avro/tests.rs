@@ -34,9 +34,13 @@ fn spec(dtype: DType, shape: &[u64]) -> TensorSpec {
 fn samples() -> Vec<Tensor> {
     let named = spec(DType::BFloat16, &[2, 3]).with_axes(vec!["token".into(), String::new()]).unwrap();
     let named = named.with_attributes(BTreeMap::from([("model".into(), "m \u{1f980}".into()), ("empty".into(), String::new())])).unwrap();
-    let parts = vec![("k", spec(DType::Float8E4M3Fn, &[450])), ("none", spec(DType::Int8, &[0, 4])), ("scale", spec(DType::Float32, &[]))];
-    let mut several = tensor("t/parts", parts);
-    several.0.kv_spec = Some(KvSpec { hash: "00ff".into(), json: r#"{"v":1}"#.into() });
+    let axes = |spec: TensorSpec, names: &[&str]| spec.with_axes(names.iter().map(|name| (*name).to_owned()).collect()).unwrap();
+    let (k, none) = (axes(spec(DType::Float8E4M3Fn, &[450]), &["token"]), axes(spec(DType::Int8, &[0, 4]), &["token", "dim"]));
+    let mut several = tensor("t/parts", vec![("k", k), ("none", none), ("scale", spec(DType::Float32, &[]))]);
+    let json = r#"{"model":"m","block_tokens":16,"parts":[{"name":"k","dtype":"float8_e4m3fn","axes":["token"]},
+        {"name":"none","dtype":"int8","axes":["token","dim"]},{"name":"scale","dtype":"float32","axes":[]}]}"#;
+    let follows = sira_client::KvSpec::from_json(json.as_bytes()).unwrap();
+    several.0.kv_spec = Some(KvSpec { hash: follows.hash(), json: follows.canonical() });
     several.0.expires_ms = None;
     vec![
         tensor("t/a", vec![("data", named)]),
