@@ -193,7 +193,7 @@ def test_announcements_without_bytes_end_the_stream(tmp_path: Path) -> None:
         part = {"dtype": "uint8", "shape": [1 << 30], "attributes": {"a": "x" * 4000}}
         items = {"items": [{"key": f"many/{i}", "parts": [part]} for i in range(200)]}
         before = resident(server.pid)
-        with pytest.raises((pa.ArrowException, OSError), match="SIRA_BAD_REQUEST|ahead|closed|finish"):
+        with pytest.raises((pa.ArrowException, OSError), match=r"SIRA_BAD_REQUEST|ahead|closed|finish"):
             for _ in range(300):
                 writer.write_metadata(pa.py_buffer(json.dumps(items).encode()))
             writer.done_writing()
