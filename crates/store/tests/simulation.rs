@@ -19,7 +19,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use sira_store::{Clock, Seams, Spawner, StorageClient, WriteOptions};
+use sira_store::{Clock, Demands, PartSpec, Seams, Spawner, StorageClient, StoreError, WriteOptions};
 use sira_wire::{Code, Consistency};
 
 const CLIENTS: usize = 4;
@@ -66,18 +66,40 @@ struct Known {
 type Oracle = Arc<Mutex<BTreeMap<String, Known>>>;
 
 async fn read(store: &StorageClient, name: &str) -> Content {
-    match store.retrieve(&key(name)).await {
-        Ok((spec, payload)) => {
-            let raw = payload.into_bytes();
+    match read_parts(store, name).await {
+        Ok(raw) => {
             let seed = u64::from_le_bytes(raw[..8].try_into().unwrap());
-            assert!(raw[8..] == bytes(spec.nbytes() - 8, seed), "{name}: torn");
-            Some((spec.nbytes(), seed))
+            assert!(raw[8..] == bytes(raw.len() as u64 - 8, seed), "{name}: torn");
+            Some((raw.len() as u64, seed))
         }
         Err(error) => {
             assert_eq!(error.code(), Code::NotFound, "{name}: {error}");
             None
         }
     }
+}
+
+/// All parts of a key, one after another.
+async fn read_parts(store: &StorageClient, name: &str) -> Result<Vec<u8>, StoreError> {
+    let snapshot = store.snapshot(&key(name), &Demands::default())?;
+    let mut raw = Vec::new();
+    for part in 0..snapshot.parts().len() {
+        let mut reader = snapshot.read(part, &BTreeMap::new()).await?;
+        while let Some(piece) = reader.next().await? {
+            raw.extend_from_slice(&piece);
+        }
+    }
+    Ok(raw)
+}
+
+/// Puts `raw` as one tensor, or cut into parts anywhere.
+async fn write(store: &StorageClient, name: &str, raw: &[u8], cuts: [u64; 2], options: WriteOptions) {
+    let (n, [first, second]) = (raw.len() as u64, cuts);
+    let sizes = if first == 0 { vec![n] } else { vec![first.min(second), first.abs_diff(second), n - first.max(second)] };
+    let part = |(i, n): (usize, &u64)| PartSpec { name: format!("p{i}"), spec: spec(*n), codec: None };
+    let mut writer = store.begin_parts(key(name), sizes.iter().enumerate().map(part).collect(), options).await.unwrap();
+    writer.write(raw).await.unwrap();
+    writer.commit().await.unwrap();
 }
 
 /// One operation of one client.
@@ -93,7 +115,8 @@ async fn step(store: &StorageClient, oracle: &Oracle, rng: &mut StdRng, client: 
             raw.extend(bytes(n - 8, seed));
             oracle.lock().entry(name.clone()).or_default().possible.push(Some((n, seed)));
             let options = WriteOptions { consistency: Some(level), ..WriteOptions::default() };
-            store.store(key(&name), spec(n), &raw.into(), options).await.unwrap();
+            let cuts = if rng.random() { [rng.random_range(1..n), rng.random_range(0..=n)] } else { [0, 0] };
+            write(store, &name, &raw, cuts, options).await;
             let mut oracle = oracle.lock();
             let known = oracle.entry(name).or_default();
             let before = known.told.replace((n, seed));
