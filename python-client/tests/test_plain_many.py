@@ -138,6 +138,15 @@ def test_by_hand(plain: flight.FlightClient, ns: str) -> None:
     assert info.schema == SCHEMA or info.schema.field(0).type == pa.uint8()
     chunks = list(plain.do_get(info.endpoints[0].ticket))
     assert sum(len(chunk.data) for chunk in chunks if chunk.data is not None) >= len(k) + len(scale)
+    # It demands what the descriptor does.
+    descriptor = flight.FlightDescriptor.for_command(json.dumps({"v": 1, "key": f"{ns}/b", "exact": True}))
+    ticket = json.loads(plain.get_flight_info(descriptor).endpoints[0].ticket.ticket)
+    assert ticket == {"v": 1, "keys": [f"{ns}/b"], "exact": True}
+    descriptor = flight.FlightDescriptor.for_command(
+        json.dumps({"v": 1, "key": f"{ns}/b", "kv_spec": "0" * 64})
+    )
+    with pytest.raises(pa.ArrowKeyError, match="SIRA_NOT_FOUND"):
+        plain.get_flight_info(descriptor)
 
 
 def test_bytes_and_messages_are_cut_anywhere(plain: flight.FlightClient, ns: str) -> None:

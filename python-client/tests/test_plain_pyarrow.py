@@ -569,6 +569,18 @@ class TestGet:
             assert sum(batch.num_rows for batch in batches) == info.total_records
             assert b"".join(column_bytes(batch.column(0)) for batch in batches) == array.tobytes()
 
+    def test_a_flight_info_demands_what_its_ticket_would(self, plain: flight.FlightClient, ns: str) -> None:
+        first = put(plain, path(f"{ns}/x"), pa.array([1]))["version"]
+        second = put(plain, path(f"{ns}/x"), pa.array([2]))["version"]
+        for ask in (plain.get_flight_info, plain.get_schema):
+            with pytest.raises(pa.ArrowException, match="SIRA_STALE"):
+                ask(command(v=1, key=f"{ns}/x", version=first))
+            with pytest.raises(pa.ArrowException, match="SIRA_NOT_FOUND"):
+                ask(command(v=1, key=f"{ns}/x", kv_spec="0" * 64))
+        info = plain.get_flight_info(command(v=1, key=f"{ns}/x", version=second, exact=True))
+        ticket = json.loads(info.endpoints[0].ticket.ticket)
+        assert (ticket["version"], ticket["exact"]) == (second, True)
+
     def test_a_ranged_flight_info(self, plain: flight.FlightClient, ns: str) -> None:
         array = samples.array("float16", (4, 5, 6))
         put(plain, path(f"{ns}/x"), rows(array), sira_axes="a,b,c")
@@ -853,3 +865,11 @@ def carrier(dtype: str, shape: tuple[int, ...]) -> tuple[pa.Array, bytes]:
     if len(inner) >= 2 and 0 not in inner:
         return rows(stored.reshape(inner)), array.tobytes()
     return pa.array(stored), array.tobytes()
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_a_long_error_keeps_its_code(plain: flight.FlightClient, ns: str, letter: str) -> None:
+    with pytest.raises(pa.ArrowInvalid, match="SIRA_BAD_REQUEST"):
+        act(plain, "info", **{"key": f"{ns}/x", letter * 10_000: 1})
+    with pytest.raises(pa.ArrowInvalid, match="SIRA_BAD_REQUEST"):
+        get(plain, {"key": f"{ns}/x", letter * 10_000: 1})

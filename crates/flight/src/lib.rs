@@ -4,6 +4,8 @@
 //! (`put.rs`): a message may be as large as its client likes, and memory stays bounded by the chunk that is being gathered.
 
 mod actions;
+mod answer;
+mod arrival;
 mod auth;
 mod connection;
 mod door;

@@ -1,19 +1,17 @@
 //! How many connections and calls there may be at once, and who has to leave when there are more.
 
 use std::collections::HashMap;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::Context;
 
-use bytes::Bytes;
 use futures::task::AtomicWaker;
-use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
+use sira_store::ledger::Reservation;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{self, Duration, Instant};
 use tonic::Status;
-use tonic::body::Body;
 
 /// How long a connection may be without a call before it has to make room.
 const GRACE: Duration = Duration::from_secs(1);
@@ -146,7 +144,8 @@ impl Guest {
         Some(Turn { guest: self, _permit: permit })
     }
 
-    fn begin(self: Arc<Guest>) -> Running {
+    /// Begins a call over the connection, which stays for as long.
+    pub fn begin(self: Arc<Guest>) -> Running {
         let mut state = self.state.lock();
         (state.known, state.calls) = (true, state.calls + 1);
         drop(state);
@@ -182,7 +181,7 @@ impl Drop for Seat {
 }
 
 /// A call that runs over a connection.
-struct Running(Arc<Guest>);
+pub(crate) struct Running(Arc<Guest>);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -203,10 +202,15 @@ impl Calls {
         Calls { free: Arc::new(Semaphore::new(most)), most }
     }
 
+    /// Whether one more would be refused.
+    pub fn are_full(&self) -> bool {
+        self.free.available_permits() == 0
+    }
+
     /// Begins a call over `guest`, unless there are too many: it is refused at once, since one more that waits would only take more memory.
     pub fn begin(&self, guest: Option<Arc<Guest>>) -> Result<Call, Status> {
         match self.free.clone().try_acquire_owned() {
-            Ok(permit) => Ok(Call { _permit: permit, _running: guest.map(Guest::begin) }),
+            Ok(permit) => Ok(Call { _permit: permit, _running: guest.map(Guest::begin), _memory: Reservation::default() }),
             Err(_) => {
                 let message = format!("{} calls are under way, as many as this server takes; try again", self.most);
                 Err(crate::status::refuse(sira_wire::Code::Busy, message))
@@ -219,43 +223,25 @@ impl Calls {
 pub(crate) struct Call {
     _permit: OwnedSemaphorePermit,
     _running: Option<Running>,
+    _memory: Reservation,
 }
 
 impl Call {
-    /// The answer, which keeps the call until it has ended or is dropped.
-    pub fn answer(self, response: http::Response<Body>) -> http::Response<Body> {
-        response.map(|body| Body::new(Answer { body, _call: self }))
-    }
-}
-
-struct Answer {
-    body: Body,
-    _call: Call,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    /// The call, with the memory that its request takes.
+    pub fn holding(self, memory: Reservation) -> Call {
+        Call { _memory: memory, ..self }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http_body_util::Full;
     use tokio::time::timeout;
+    use tonic::body::Body;
 
     use super::*;
+    use crate::answer::Answers;
 
     /// Long enough for whoever has to leave, and no longer than a newcomer waits.
     const SOON: Duration = Duration::from_millis(1500);
@@ -292,7 +278,8 @@ mod tests {
         let (room, calls) = (Room::new(1, 2), Calls::new(10));
         let busy = room.clone().seat(true).await.unwrap();
         let call = calls.begin(Some(busy.guest.clone())).ok().unwrap();
-        let answer = call.answer(http::Response::new(Body::new(Full::new(Bytes::from_static(b"answer")))));
+        let response = http::Response::new(Body::new(Full::new(Bytes::from_static(b"answer"))));
+        let answer = Arc::new(Answers::default()).send(call, response);
         assert!(timeout(SOON, room.clone().seat(true)).await.is_err());
         assert!(!leaves(&busy), "its answer is still on its way");
         drop(answer);

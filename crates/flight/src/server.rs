@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
 use sira_store::StorageClient;
+use sira_store::ledger::Reservation;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -16,9 +17,11 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::Service;
 
+use crate::answer::Answers;
+use crate::arrival::{Arrivals, MAX_REQUEST};
 use crate::auth::Tokens;
 pub use crate::door::GREETINGS;
-use crate::seats::{Call, Calls, Guest, Room};
+use crate::seats::{Calls, Guest, Room};
 use crate::service::Flight;
 use crate::tls::Tls;
 use crate::{door, put};
@@ -26,7 +29,8 @@ use crate::{door, put};
 /// Connections that may be open at once, where nothing else is said.
 pub const DEFAULT_CONNECTIONS: usize = 1024;
 
-/// Calls that a server may have under way. Each may be sent a window of [`STREAM_WINDOW`] before it is let in to memory that is counted.
+/// Calls that a server may have under way. A put may be sent a window of [`STREAM_WINDOW`] before it is let in to memory that is counted; any
+/// other call is under way once its request has come whole.
 const CALLS: usize = 2048;
 
 /// Calls that one connection may have under way. Few, because all of them may send a window ahead of the store (the next constant but one),
@@ -35,8 +39,6 @@ const STREAMS: u32 = 64;
 /// A connection may have a running get for each of these bytes of memory: a get of a large tensor holds 8 MiB, so that the gets of one client
 /// that does not read hold a sixteenth of the memory at most.
 const GET_SHARE: u64 = 128 << 20;
-/// Bytes of a request other than a put: that of a lookup of many keys is the largest.
-const MAX_REQUEST: usize = 8 << 20;
 /// HTTP/2 windows: how much a client may send ahead of the store. A connection's holds that of all its streams: puts that wait for memory
 /// must not keep the bytes of those that have it from coming.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -90,7 +92,10 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let Transport { tls, tokens, max_connections, memory } = transport;
     let flight = FlightServiceServer::new(Flight::new(store.clone(), tokens.is_some())).max_decoding_message_size(MAX_REQUEST);
-    let service = Guarded { flight, store, tokens: tokens.map(Arc::new), calls: Calls::new(CALLS) };
+    let (calls, answers) = (Calls::new(CALLS), Arc::new(Answers::default()));
+    let (full, pressed) = (calls.clone(), store.clone());
+    tokio::spawn(Answers::watch(Arc::downgrade(&answers), move || full.are_full() || pressed.pressed()));
+    let service = Guarded { flight, store, tokens: tokens.map(Arc::new), calls, arrivals: Arrivals::default(), answers };
     let gets = (memory / GET_SHARE).clamp(4, STREAMS.into()) as usize;
     let incoming = door::open(listener, tls, Room::new(max_connections, gets))?;
     tonic::transport::Server::builder()
@@ -116,15 +121,31 @@ struct Guarded {
     store: StorageClient,
     tokens: Option<Arc<Tokens>>,
     calls: Calls,
+    arrivals: Arrivals,
+    answers: Arc<Answers>,
 }
 
+/// Calls whose requests are streams: their bodies are read as they come, or not at all.
+const STREAMED: [&str; 3] = ["/DoPut", "/Handshake", "/DoExchange"];
+
 impl Guarded {
-    /// Lets a call in: who calls is looked at before anything else.
-    fn enter(&self, request: &http::Request<Body>) -> Result<Call, Status> {
-        if let Some(tokens) = &self.tokens {
-            tokens.check(request.uri().path(), request.headers())?;
-        }
-        self.calls.begin(request.extensions().get::<Arc<Guest>>().cloned())
+    /// Lets a call in, and answers it. Who calls has been looked at.
+    async fn answer(mut self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        let guest = request.extensions().get::<Arc<Guest>>().cloned();
+        // The connection stays while the request comes.
+        let running = guest.clone().map(Guest::begin);
+        let path = request.uri().path();
+        let (put, streamed) = (path.ends_with("/DoPut"), STREAMED.iter().any(|call| path.ends_with(call)));
+        let (request, memory) =
+            if streamed { (request, Reservation::default()) } else { self.arrivals.gather(&self.store, request).await? };
+        let call = self.calls.begin(guest)?.holding(memory);
+        drop(running);
+        let response = if put {
+            put::handle(self.store, request).await
+        } else {
+            self.flight.call(request).await.unwrap_or_else(|never| match never {})
+        };
+        Ok(self.answers.send(call, response))
     }
 }
 
@@ -142,15 +163,13 @@ impl Service<http::Request<Body>> for Guarded {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let call = match self.enter(&request) {
-            Ok(call) => call,
-            Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
-        };
-        if request.uri().path().ends_with("/DoPut") {
-            let store = self.store.clone();
-            return Box::pin(async move { Ok(call.answer(put::handle(store, request).await)) });
+        // Before anything else of it.
+        if let Some(tokens) = &self.tokens
+            && let Err(status) = tokens.check(request.uri().path(), request.headers())
+        {
+            return Box::pin(std::future::ready(Ok(status.into_http())));
         }
-        let answer = self.flight.call(request);
-        Box::pin(async move { Ok(call.answer(answer.await?)) })
+        let answer = self.clone().answer(request);
+        Box::pin(async move { Ok(answer.await.unwrap_or_else(Status::into_http)) })
     }
 }

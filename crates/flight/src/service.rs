@@ -11,7 +11,7 @@ use arrow_flight::{
 use arrow_ipc::writer::IpcWriteOptions;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use sira_store::{Demands, Operation, Reader, StorageClient};
+use sira_store::{Demands, Operation, Reader, Snapshot, StorageClient};
 use sira_tensor::{TensorSpec, region};
 use sira_wire::many::ManyTicket;
 use sira_wire::{Code, Entry, Key, ListRequest, Ticket as Wanted};
@@ -56,38 +56,55 @@ impl Flight {
     /// Begins to read what a ticket of one tensor asks for.
     async fn reader(&self, ticket: &[u8]) -> Result<Reader, Status> {
         let (key, ticket) = Wanted::parse(ticket).map_err(|e| of_wire(&e))?;
-        let demands = Demands { version: ticket.version, kv_spec: ticket.kv_spec, exact: ticket.exact };
-        let snapshot = self.store.snapshot(&key, &demands).map_err(of_store)?;
+        let snapshot = self.snapshot(&key, &ticket)?;
         let part = snapshot.part(ticket.part.as_deref()).map_err(of_store)?;
         snapshot.read(part, &ticket.slice).await.map_err(of_store)
+    }
+
+    /// The version that a ticket asks for, held still.
+    fn snapshot(&self, key: &Key, ticket: &Wanted) -> Result<Snapshot, Status> {
+        let demands = Demands { version: ticket.version, kv_spec: ticket.kv_spec.clone(), exact: ticket.exact };
+        self.store.snapshot(key, &demands).map_err(of_store)
     }
 
     /// The FlightInfo that a descriptor asks for.
     fn info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
         let (key, ticket) = Self::wanted(&descriptor)?;
-        let entry = self.store.info(&key).map_err(of_store)?;
+        let (snapshot, entry) = loop {
+            let snapshot = self.snapshot(&key, &ticket)?;
+            let entry = self.store.info(&key).map_err(of_store)?;
+            // Another version may have been put between the two.
+            if entry.version == snapshot.version() {
+                break (snapshot, entry);
+            }
+        };
         if !entry.parts.is_empty() && ticket.part.is_none() {
-            return parts_info(&entry, descriptor);
+            if !ticket.slice.is_empty() {
+                return Err(refuse(Code::HasParts, format!("{key} has several parts; a slice is of one, which `part` names")));
+            }
+            let ticket = ManyTicket { kv_spec: ticket.kv_spec, exact: ticket.exact, ..ManyTicket::of(vec![entry.key.clone()]) };
+            return parts_info(&entry, &ticket, descriptor);
         }
-        flight_info(&entry, &self.sliced(&key, &ticket)?, ticket, descriptor)
+        flight_info(&entry, &sliced(&snapshot, &ticket)?, ticket, descriptor)
     }
 
     /// The schema of what a descriptor asks for.
     fn schema(&self, descriptor: &FlightDescriptor) -> Result<SchemaResult, Status> {
         let (key, ticket) = Self::wanted(descriptor)?;
-        let (_, schema) = get::carrier(&self.sliced(&key, &ticket)?);
+        let (_, schema) = get::carrier(&sliced(&self.snapshot(&key, &ticket)?, &ticket)?);
         let result = SchemaResult::try_from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
         result.map_err(|e| refuse(Code::Internal, e.to_string()))
     }
+}
 
-    /// What a get of `ticket` will send.
-    fn sliced(&self, key: &Key, ticket: &Wanted) -> Result<TensorSpec, Status> {
-        let spec = self.store.spec(key, ticket.part.as_deref()).map_err(of_store)?;
-        let wanted = region(&spec, ticket.slice.iter().map(|(name, range)| (name.as_str(), *range))).map_err(|e| of_store(e.into()))?;
-        let shape = wanted.iter().map(|range| range.end - range.start).collect();
-        let sliced = TensorSpec::new(spec.dtype(), shape).and_then(|sliced| sliced.with_axes(spec.axes().to_vec()));
-        sliced.and_then(|sliced| sliced.with_attributes(spec.attributes().clone())).map_err(|e| of_store(e.into()))
-    }
+/// What a get of `ticket` will send.
+fn sliced(snapshot: &Snapshot, ticket: &Wanted) -> Result<TensorSpec, Status> {
+    let part = snapshot.part(ticket.part.as_deref()).map_err(of_store)?;
+    let (_, spec) = snapshot.parts().nth(part).ok_or_else(|| refuse(Code::Internal, format!("part {part} is none of its key")))?;
+    let wanted = region(spec, ticket.slice.iter().map(|(name, range)| (name.as_str(), *range))).map_err(|e| of_store(e.into()))?;
+    let shape = wanted.iter().map(|range| range.end - range.start).collect();
+    let sliced = TensorSpec::new(spec.dtype(), shape).and_then(|sliced| sliced.with_axes(spec.axes().to_vec()));
+    sliced.and_then(|sliced| sliced.with_attributes(spec.attributes().clone())).map_err(|e| of_store(e.into()))
 }
 
 /// The FlightInfo of `entry`: one endpoint, its ticket pinned to the version seen.
@@ -108,9 +125,9 @@ fn flight_info(entry: &Entry, spec: &TensorSpec, ticket: Wanted, descriptor: Fli
 }
 
 /// The FlightInfo of a key with several parts: one endpoint, whose stream has all of them.
-fn parts_info(entry: &Entry, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
+fn parts_info(entry: &Entry, ticket: &ManyTicket, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
     let internal = |e: String| refuse(Code::Internal, e);
-    let ticket = serde_json::to_vec(&ManyTicket::of(vec![entry.key.clone()])).map_err(|e| internal(e.to_string()))?;
+    let ticket = serde_json::to_vec(ticket).map_err(|e| internal(e.to_string()))?;
     let info = FlightInfo::new()
         .try_with_schema(&get_many::schema())
         .map_err(|e| internal(e.to_string()))?
@@ -180,7 +197,7 @@ impl FlightService for Flight {
                         (entry.key.parse().map_err(|e| of_wire(&e))?, FlightDescriptor::new_path(vec![entry.key.clone()]));
                     match entry.parts.is_empty() {
                         true => flight_info(entry, &spec_of(entry)?, Wanted::whole(&key), descriptor),
-                        false => parts_info(entry, descriptor),
+                        false => parts_info(entry, &ManyTicket::of(vec![entry.key.clone()]), descriptor),
                     }
                 })
                 .collect();

@@ -4,9 +4,12 @@ use sira_store::StoreError;
 use sira_wire::{Code, WireError};
 use tonic::Status;
 
+/// Bytes of a message. gRPC carries it in a header, where clients take 8 KiB or less, with up to three bytes for each of these.
+const MESSAGE_BYTES: usize = 2 << 10;
+
 /// The gRPC status of a refusal; the message begins with the stable code.
 pub(crate) fn of_wire(error: &WireError) -> Status {
-    let message = error.to_string();
+    let message = shortened(error.to_string());
     match error.code {
         Code::BadKey | Code::BadRequest | Code::BadTensor | Code::Incomplete | Code::UnknownCodec => Status::invalid_argument(message),
         Code::NotFound => Status::not_found(message),
@@ -20,6 +23,15 @@ pub(crate) fn of_wire(error: &WireError) -> Status {
         Code::Internal => Status::internal(message),
         Code::Unauthenticated => Status::unauthenticated(message),
     }
+}
+
+/// `message`, cut where it is longer than a client would take: its code would be lost with it.
+fn shortened(mut message: String) -> String {
+    if message.len() > MESSAGE_BYTES {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES - '…'.len_utf8()));
+        message.push('…');
+    }
+    message
 }
 
 pub(crate) fn of_store(error: StoreError) -> Status {
@@ -41,4 +53,21 @@ pub(crate) fn unsupported(message: &str) -> Status {
 /// How a request ended, as it is counted.
 pub(crate) fn outcome<T>(answer: &Result<T, Status>) -> Result<(), Code> {
     answer.as_ref().map_or_else(|status| Err(Code::of_message(status.message()).unwrap_or(Code::Internal)), |_| Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_messages_are_cut_between_letters_and_keep_their_code() {
+        let whole = refuse(Code::BadRequest, "x".repeat(1000));
+        assert_eq!(whole.message().len(), "SIRA_BAD_REQUEST: ".len() + 1000);
+        for letter in ["x", "é", "€", "😀"] {
+            let status = refuse(Code::BadRequest, letter.repeat(5000));
+            let message = status.message();
+            assert!((MESSAGE_BYTES - 4..=MESSAGE_BYTES).contains(&message.len()), "{}", message.len());
+            assert!(message.starts_with("SIRA_BAD_REQUEST: ") && message.ends_with(&format!("{letter}…")));
+        }
+    }
 }

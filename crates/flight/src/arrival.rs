@@ -1,0 +1,145 @@
+//! The bodies of calls other than puts: one message each, which is gathered before its call takes a place among those under way.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use sira_store::StorageClient;
+use sira_store::ledger::Reservation;
+use sira_wire::Code;
+use tonic::Status;
+use tonic::body::Body;
+
+use crate::status::{of_store, refuse};
+
+/// A body must be whole this long after its call came.
+const WHOLE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Bytes of a body: that of a lookup of many keys is the largest.
+pub(crate) const MAX_REQUEST: usize = 8 << 20;
+
+/// gRPC's prefix of a message.
+const PREFIX: usize = 5;
+
+/// Bytes of all bodies that are not whole.
+const UNFINISHED: u64 = 64 << 20;
+
+/// Bytes of a small body. Larger ones are in the ledger while their calls run.
+const SMALL: usize = 256 << 10;
+
+/// Bytes of [`UNFINISHED`] that only small bodies may take, so that large ones that stall do not keep out the calls that everybody makes.
+const FOR_SMALL: u64 = 16 << 20;
+
+/// The bodies that are on their way to a server.
+#[derive(Clone, Default)]
+pub(crate) struct Arrivals {
+    bytes: Arc<AtomicU64>,
+}
+
+/// A part of the bytes, given back when dropped.
+struct Share {
+    all: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Share {
+    /// Takes `more` bytes, or refuses.
+    fn take(&mut self, more: u64) -> Result<(), Status> {
+        let most = if self.bytes + more > SMALL as u64 { UNFINISHED - FOR_SMALL } else { UNFINISHED };
+        let fits = |all: u64| all.checked_add(more).filter(|sum| *sum <= most);
+        if self.all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
+            return Err(refuse(Code::Busy, format!("requests that have not come whole take {most} bytes; try again")));
+        }
+        self.bytes += more;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Arrivals {
+    /// The request with its whole body, and the memory that a large one takes: to be held until the call has ended.
+    pub async fn gather(&self, store: &StorageClient, request: http::Request<Body>) -> Result<(http::Request<Body>, Reservation), Status> {
+        let (head, body) = request.into_parts();
+        let mut share = Share { all: self.bytes.clone(), bytes: 0 };
+        let late = |_| refuse(Code::Busy, format!("the request did not come whole within {} seconds", WHOLE_WITHIN.as_secs()));
+        let body = tokio::time::timeout(WHOLE_WITHIN, whole(body, &mut share)).await.map_err(late)??;
+        let reservation = match body.len() {
+            ..=SMALL => Reservation::default(),
+            large => store.reserve(large as u64).await.map_err(of_store)?,
+        };
+        Ok((http::Request::from_parts(head, Body::new(Full::new(body))), reservation))
+    }
+}
+
+/// All bytes of `body`. They are copied: a frame of a few bytes may keep much more memory than they take.
+async fn whole(mut body: Body, share: &mut Share) -> Result<Bytes, Status> {
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if bytes.len() + data.len() > MAX_REQUEST + PREFIX {
+            return Err(refuse(Code::BadRequest, format!("a request of more than {MAX_REQUEST} bytes")));
+        }
+        share.take(data.len() as u64)?;
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    /// A body of these pieces, of which the end never comes unless `ends`.
+    fn body(pieces: Vec<usize>, ends: bool) -> Body {
+        let pieces = futures::stream::iter(pieces).map(|size| Ok::<_, Status>(Frame::data(Bytes::from(vec![7; size]))));
+        let rest = futures::stream::poll_fn(move |_| if ends { std::task::Poll::Ready(None) } else { std::task::Poll::Pending });
+        Body::new(StreamBody::new(pieces.chain(rest)))
+    }
+
+    fn share(all: &Arc<AtomicU64>) -> Share {
+        Share { all: all.clone(), bytes: 0 }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_limited_and_gives_its_share_back() {
+        let all = Arc::default();
+        let mut taken = share(&all);
+        let whole_body = whole(body(vec![3, 0, 1000], true), &mut taken).await.unwrap();
+        assert_eq!((whole_body.len(), all.load(Ordering::Relaxed)), (1003, 1003));
+        drop(taken);
+        assert_eq!(whole(body(vec![MAX_REQUEST, 5], true), &mut share(&all)).await.unwrap().len(), MAX_REQUEST + 5);
+        let status = whole(body(vec![MAX_REQUEST, 6], false), &mut share(&all)).await.unwrap_err();
+        assert!(status.message().starts_with("SIRA_BAD_REQUEST: "), "{status}");
+        assert_eq!(all.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn large_bodies_that_stall_leave_room_for_small_ones() {
+        let all: Arc<AtomicU64> = Arc::default();
+        let mut stalled: Vec<_> = (0..6).map(|_| share(&all)).collect();
+        for share in &mut stalled {
+            share.take(MAX_REQUEST as u64).unwrap();
+        }
+        let status = whole(body(vec![SMALL, 1], true), &mut share(&all)).await.unwrap_err();
+        assert!(status.message().starts_with("SIRA_BUSY: "), "{status}");
+        assert!(whole(body(vec![SMALL], true), &mut share(&all)).await.is_ok());
+        let mut small: Vec<_> = (0..FOR_SMALL / SMALL as u64).map(|_| share(&all)).collect();
+        for share in &mut small {
+            share.take(SMALL as u64).unwrap();
+        }
+        assert!(share(&all).take(1).is_err());
+        drop(stalled);
+        assert!(share(&all).take(MAX_REQUEST as u64).is_ok());
+    }
+}
