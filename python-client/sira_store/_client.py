@@ -42,7 +42,7 @@ _Ranges: TypeAlias = Mapping[str, slice | tuple[int, int]]
 def connect(
     url: str | None = None,
     *,
-    token: str | None = None,
+    token: str | bytes | None = None,
     ca: Pem | None = None,
     cert: Pem | None = None,
     key: Pem | None = None,
@@ -82,7 +82,7 @@ class Client(Lookups, Puts, Gets):
         self,
         url: str,
         *,
-        token: str | None = None,
+        token: str | bytes | None = None,
         ca: Pem | None = None,
         cert: Pem | None = None,
         key: Pem | None = None,
@@ -297,12 +297,22 @@ class Client(Lookups, Puts, Gets):
         return target.finish(data)
 
     def open(
-        self, key: str, *, part: str | None = None, framework: _arrays.Framework = "numpy"
+        self,
+        key: str,
+        *,
+        part: str | None = None,
+        spec: KvSpec | str | None = None,
+        framework: _arrays.Framework = "numpy",
     ) -> LazyTensor:
         """A tensor that is read in ranges: `client.open(key)[0, 512:1024]`. Asks only what it is. part: which
-        part, of a key that has several; HasPartsError without it."""
+        part, of a key that has several; HasPartsError without it. spec: a kv spec or its hash; NotFoundError
+        unless the key follows it."""
         _arrays.check_framework(framework)
-        return LazyTensor(self, self.info(key), framework, part)
+
+        def ask(hash: str | None) -> dict[str, Any]:
+            return self._action("info", key=key, **_wire.given(kv_spec=hash))
+
+        return LazyTensor(self, TensorInfo.from_json(self._with_spec(spec, ask, Deadline(None))), framework, part)
 
     def info(self, key: str) -> TensorInfo:
         """What the server knows of a key."""

@@ -26,7 +26,7 @@ _RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_b
 def connect(
     url: str,
     *,
-    token: str | None,
+    token: str | bytes | None,
     ca: Pem | None,
     cert: Pem | None,
     key: Pem | None,
@@ -34,6 +34,8 @@ def connect(
     """A Flight client, and the headers that each of its calls needs. What is None comes from the
     environment."""
     token = token or _token_of_environment()
+    if isinstance(token, bytes):
+        token = token.decode("latin-1")
     ca, cert, key = ca or _variable("SIRA_CA"), cert or _variable("SIRA_CERT"), key or _variable("SIRA_KEY")
     if (cert is None) != (key is None):
         raise _invalid("a certificate and its key go together; one of them is missing")

@@ -102,7 +102,10 @@ class Behaved:
         return {name: round(1000 * float(np.percentile(times, q)), 2) for name, times, q in at}
 
     def connect(self) -> sira_store.Client:
-        return sira_store.connect(self.server.url, token=TOKEN, ca=self.ca.cert, timeout=60)
+        # Newcomers wait long while others shake hands: longer than a lookup waits by default.
+        return sira_store.connect(
+            self.server.url, token=TOKEN, ca=self.ca.cert, timeout=60, lookup_deadline=60
+        )
 
 
 @pytest.mark.parametrize("token", ["", TOKEN], ids=["stranger", "insider"])

@@ -25,7 +25,7 @@ const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such
 #[command(name = "sira", version, after_help = AFTER_HELP)]
 struct Cli {
     /// The server that the client commands talk to.
-    #[arg(long, env = "SIRA_URL", default_value = sira_client::DEFAULT_URL, global = true, value_name = "URL")]
+    #[arg(long, env = "SIRA_URL", default_value = sira_client::DEFAULT_URL, global = true, value_name = "URL", help_heading = "Connection")]
     url: String,
     #[command(flatten)]
     trust: TrustArgs,
@@ -35,6 +35,7 @@ struct Cli {
 
 /// Whom the client commands trust, and how they say who they are. Never a token itself: others see a command line.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Connection")]
 pub(crate) struct TrustArgs {
     /// File whose first token is sent with every call [env: SIRA_TOKEN_FILE=, or the token in SIRA_TOKEN]; of `serve`, the tokens that are accepted
     #[arg(long, global = true, value_name = "FILE")]

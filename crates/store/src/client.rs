@@ -238,6 +238,9 @@ impl StorageClient {
             self.inner.tier(name).map_err(|_| StoreError::Config(format!("no backend is named {name:?}")))?;
         }
         crate::recover::recover(&self.inner).await?;
+        for namespace in self.inner.namespaces.all() {
+            self.inner.shrink(&namespace).await?;
+        }
         upkeep::spawn(&self.inner);
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sira_wire::Key;
+use tokio::time::{Instant, timeout_at};
 
 use crate::client::Inner;
 use crate::namespaces::{Namespace, Promise, Short, count};
@@ -29,7 +30,9 @@ impl Inner {
         own: &mut Option<Arc<str>>,
     ) -> Result<Promise, StoreError> {
         let (mut reaped, mut written) = (false, false);
+        let give_up = Instant::now() + self.options.patience;
         loop {
+            let released = namespace.released.notified();
             let stored = self.catalog.record(key)?.filter(|record| !record.tombstone);
             let current = stored.map_or(0, |record| record.stored(&self.options.record_backend).get(tier).copied().unwrap_or(0));
             let short = match namespace.promise(tier, nbytes, current, self.behind.promised(key, tier)) {
@@ -51,12 +54,29 @@ impl Inner {
                 continue;
             }
             // What waits to be written behind was promised its room, and can be given up, or counts for less, once it is written.
-            if written || self.behind.is_empty() {
+            if !written && !self.behind.is_empty() {
+                written = true;
+                behind::write_soon(self).await;
+                continue;
+            }
+            // Other puts have been promised what is missing: once they are done, a cache can give that up.
+            let fits = namespace.limit(tier).is_none_or(|limit| nbytes <= limit);
+            if !(namespace.is_cache() && fits && timeout_at(give_up, released).await.is_ok()) {
                 return Err(full(namespace, tier, nbytes));
             }
-            written = true;
-            behind::write_soon(self).await;
+            written = false;
         }
+    }
+
+    /// Brings a cache within its limits, after they were set.
+    pub async fn shrink(self: &Arc<Self>, namespace: &Arc<Namespace>) -> Result<(), StoreError> {
+        for tier in namespace.policy().limits.keys() {
+            while namespace.is_cache() && namespace.promise(tier, 0, 0, 0).err() == Some(Short::Held) {
+                let Some(victim) = namespace.coldest(tier) else { break };
+                self.evict_key(namespace, tier, victim).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes a key of a cache that was used least recently, unless it has been put anew since it was chosen.

@@ -21,7 +21,8 @@ pub struct HotPart {
     /// XXH3-64 of each piece, taken when it came in.
     checksums: Vec<u64>,
     _reservation: Reservation,
-    _counted: Option<Counted>,
+    /// Counted for its namespace.
+    counted: Option<Counted>,
 }
 
 /// Counts the bytes of a part for its namespace, for as long as it is in memory.
@@ -41,14 +42,14 @@ impl HotPart {
     /// Takes the checksums of `payload`, whose memory is `reservation`.
     pub fn new(payload: Payload, reservation: Reservation) -> HotPart {
         let checksums = payload.pieces().iter().map(|piece| xxh3_64(piece)).collect();
-        HotPart { payload, checksums, _reservation: reservation, _counted: None }
+        HotPart { payload, checksums, _reservation: reservation, counted: None }
     }
 
     /// Counts its bytes in `total` while it lives.
     pub fn counted(self, total: &Arc<AtomicU64>) -> HotPart {
         let bytes = self.len();
         total.fetch_add(bytes, Ordering::Relaxed);
-        HotPart { _counted: Some(Counted { total: total.clone(), bytes }), ..self }
+        HotPart { counted: Some(Counted { total: total.clone(), bytes }), ..self }
     }
 
     /// Bytes of the part.
@@ -97,7 +98,7 @@ impl quick_cache::Equivalent<PartId> for Looked<'_> {
 /// Parts by the id of the write that made them; eviction is S3-FIFO's relative in `quick_cache`.
 pub struct HotTier {
     cache: Cache<PartId, Arc<HotPart>, Bytes, Xxh3DefaultBuilder>,
-    limit: u64,
+    limit: AtomicU64,
     ledger: Ledger,
     /// Shrinking and restoring the capacity is how this cache is asked to evict: one at a time.
     evicting: Mutex<()>,
@@ -112,12 +113,12 @@ impl HotTier {
             Ok(options) => Cache::with_options(options, Bytes, Xxh3DefaultBuilder::new(), DefaultLifecycle::default()),
             Err(_) => Cache::with(1024, limit, Bytes, Xxh3DefaultBuilder::new(), DefaultLifecycle::default()),
         };
-        HotTier { cache, limit, ledger, evicting: Mutex::new(()) }
+        HotTier { cache, limit: AtomicU64::new(limit), ledger, evicting: Mutex::new(()) }
     }
 
     /// Whether a part of `bytes` may be kept at all.
     pub fn takes(&self, bytes: u64) -> bool {
-        bytes <= self.limit / LARGEST_SHARE
+        bytes <= self.limit() / LARGEST_SHARE
     }
 
     /// Memory for `bytes` of a part that is to be kept, if the ledger has it; makes room among colder parts.
@@ -130,7 +131,7 @@ impl HotTier {
         if busy + bytes > self.ledger.limit() / 2 {
             return None;
         }
-        let over = (self.cache.weight() + bytes).saturating_sub(self.limit);
+        let over = (self.cache.weight() + bytes).saturating_sub(self.limit());
         if over > 0 {
             self.evict(over);
         }
@@ -164,7 +165,21 @@ impl HotTier {
     pub fn evict(&self, bytes: u64) {
         let _one = self.evicting.lock();
         self.cache.set_capacity(self.cache.weight().saturating_sub(bytes));
-        self.cache.set_capacity(self.limit);
+        self.cache.set_capacity(self.limit());
+    }
+
+    /// Changes the limit; what is beyond it is evicted.
+    pub fn resize(&self, limit: u64) {
+        let _one = self.evicting.lock();
+        self.limit.store(limit, Ordering::Relaxed);
+        self.cache.set_capacity(limit);
+    }
+
+    /// Drops the parts that are counted in `total`.
+    pub fn forget(&self, total: &Arc<AtomicU64>) {
+        let theirs = |part: &HotPart| part.counted.as_ref().is_some_and(|counted| Arc::ptr_eq(&counted.total, total));
+        let ids: Vec<PartId> = self.cache.iter().filter(|(_, part)| theirs(part)).map(|(id, _)| id).collect();
+        ids.iter().for_each(|(write_id, index)| self.remove(write_id, *index));
     }
 
     /// Bytes of the parts here.
@@ -174,7 +189,7 @@ impl HotTier {
 
     /// Bytes at most.
     pub fn limit(&self) -> u64 {
-        self.limit
+        self.limit.load(Ordering::Relaxed)
     }
 
     /// Parts here whose bytes are no longer those that came in: they are dropped, and named.

@@ -10,6 +10,7 @@ use sira_backend::name;
 use sira_codec::Chain;
 use sira_wire::Key;
 use sira_wire::namespace::{Mode, NamespaceEntry, NamespaceOperations, Policy, PolicyOrigin};
+use tokio::sync::Notify;
 
 use crate::StoreError;
 use crate::hot::HotTier;
@@ -35,6 +36,8 @@ pub(crate) struct Namespace {
     /// Keys of a cache in each tier, the one used least recently last; empty in a store.
     order: Mutex<BTreeMap<String, LruCache<Arc<str>, ()>>>,
     pub counters: Counters,
+    /// Told when a promise is given back.
+    pub released: Notify,
     /// Bytes of its parts in memory.
     pub memory: Arc<AtomicU64>,
 }
@@ -82,6 +85,7 @@ impl Namespace {
             usage: Mutex::default(),
             order: Mutex::default(),
             counters: Counters::default(),
+            released: Notify::new(),
             memory: Arc::default(),
         }
     }
@@ -268,11 +272,11 @@ impl Promise {
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        if let Some((namespace, tier, bytes)) = &self.of
-            && let Some(promised) = namespace.usage.lock().promised.get_mut(tier)
-        {
+        let Some((namespace, tier, bytes)) = &self.of else { return };
+        if let Some(promised) = namespace.usage.lock().promised.get_mut(tier) {
             *promised = promised.saturating_sub(*bytes);
         }
+        namespace.released.notify_waiters();
     }
 }
 
@@ -304,10 +308,15 @@ impl Namespaces {
     /// Sets what holds for a namespace. The keys of one that becomes a cache have to enter it.
     pub fn set(&self, name: &str, policy: Policy, origin: PolicyOrigin) -> Arc<Namespace> {
         let namespace = self.of(name);
-        let hot = policy.limits.get(MEMORY).map(|limit| Arc::new(HotTier::new(*limit, self.ledger.clone())));
         let mut rules = namespace.rules.write();
-        let same = rules.policy.limits.get(MEMORY) == policy.limits.get(MEMORY);
-        let hot = if same { rules.hot.clone() } else { hot };
+        let hot = match (policy.limits.get(MEMORY), rules.hot.take()) {
+            (Some(limit), Some(own)) => {
+                own.resize(*limit);
+                Some(own)
+            }
+            (Some(limit), None) => Some(Arc::new(HotTier::new(*limit, self.ledger.clone()))),
+            (None, _) => None,
+        };
         *rules = Rules { policy: Arc::new(policy), origin, hot };
         drop(rules);
         namespace

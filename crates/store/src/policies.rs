@@ -51,8 +51,14 @@ impl StorageClient {
         let bytes = serde_json::to_vec(&stored).map_err(|e| StoreError::Internal(e.to_string()))?;
         let options = PutOptions { mode: PutMode::Overwrite, durability: Durability::Durable, expires_in: None };
         tier.backend.put(&policy_name(name), bytes.into(), options).await.map_err(|e| tier.failed(e))?;
+        let own = policy.limits.contains_key(MEMORY);
         let namespace = self.inner.namespaces.set(name, policy, PolicyOrigin::Action);
+        if own {
+            // What it had in the memory that all share.
+            self.inner.shared.forget(&namespace.memory);
+        }
         self.inner.order(&namespace)?;
+        self.inner.shrink(&namespace).await?;
         Ok(namespace.entry())
     }
 

@@ -315,6 +315,47 @@ async fn a_put_evicts_neither_its_own_key_nor_what_was_put_just_now() {
 }
 
 #[tokio::test]
+async fn puts_at_once_share_the_room_of_a_cache() {
+    let world = World::new(1 << 30);
+    let store = open(&world).await;
+    store.set_namespace("c", policy(Mode::Cache, "small", 500_000)).await.unwrap();
+    for level in [Consistency::Weak, Consistency::Eventual] {
+        let puts = (0..30).map(|i| {
+            let options = WriteOptions { consistency: Some(level), ..WriteOptions::default() };
+            let store = store.clone();
+            async move { store.store(key(&format!("c/{i}")), spec(100_000), &payload(100_000, 1), options).await }
+        });
+        for put in futures::future::join_all(puts).await {
+            put.unwrap();
+        }
+        assert!(used(&store, "c", "small") <= 500_000);
+    }
+}
+
+#[tokio::test]
+async fn limits_that_change_hold_at_once() {
+    let world = World::new(1 << 30);
+    let store = open(&world).await;
+    for i in 0..20 {
+        put(&store, &format!("c/{i}"), 100_000).await.unwrap();
+    }
+    let limits = |disk, memory| {
+        let limits = [("small".to_owned(), disk), ("memory".to_owned(), memory)].into();
+        Policy { mode: Mode::Cache, limits, consistency: Some(Consistency::Eventual), ..Policy::default() }
+    };
+    store.set_namespace("c", limits(1_000_000, 4_000_000)).await.unwrap();
+    assert_eq!((used(&store, "c", "small"), used(&store, "c", "memory")), (1_000_000, 0), "its part of the shared memory goes");
+    for i in 10..20 {
+        store.retrieve(&key(&format!("c/{i}"))).await.unwrap();
+    }
+    assert_eq!(used(&store, "c", "memory"), 1_000_000);
+    store.set_namespace("c", limits(1_000_000, 500_000)).await.unwrap();
+    assert!((100_000..=500_000).contains(&used(&store, "c", "memory")), "the hottest stay");
+    let again = open(&world).await;
+    assert_eq!(used(&again, "c", "small"), 1_000_000);
+}
+
+#[tokio::test]
 async fn what_has_expired_makes_room_first() {
     let world = World::new(1 << 30);
     let store = world.open(Seams::system(), |options| options.reap_interval = Duration::from_secs(3600)).await;

@@ -34,6 +34,9 @@ pub(crate) struct PutArgs {
     /// When the put is acknowledged: strong, eventual or weak
     #[arg(long, value_name = "LEVEL")]
     pub consistency: Option<Consistency>,
+    /// Hash of a registered kv spec that the tensor must follow, as `sira spec put` gives it
+    #[arg(long, value_name = "HASH")]
+    pub spec: Option<String>,
     /// Put only if the key is absent, or has this version
     #[arg(long = "if", value_name = "absent|VERSION")]
     pub condition: Option<Condition>,
@@ -58,6 +61,9 @@ pub(crate) struct GetArgs {
     /// Refuse any other version
     #[arg(long)]
     pub version: Option<u64>,
+    /// Hash of the kv spec that it must follow: anything else is no such key
+    #[arg(long, value_name = "HASH")]
+    pub spec: Option<String>,
     /// Which part of a key that has several; without it, a .safetensors file gets all of them
     #[arg(long, value_name = "NAME")]
     pub part: Option<String>,

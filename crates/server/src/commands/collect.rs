@@ -67,7 +67,7 @@ async fn write(client: &Client, entries: &[Entry], name: impl Fn(&Entry, Option<
     for batch in wanted.chunks(BATCH_KEYS) {
         // In the order of the keys and their parts, as they come.
         let places = starts.by_ref().take(batch.iter().map(|key| key.tensors.len()).sum()).collect();
-        fetch(client, batch, places, &mut output, &progress).await?;
+        fetch(client, args, batch, places, &mut output, &progress).await?;
     }
     output.finish().await?;
     drop(progress);
@@ -113,8 +113,16 @@ fn shared_metadata(entries: &[Entry]) -> BTreeMap<String, String> {
 }
 
 /// Writes the bytes of some keys to their places in the file.
-async fn fetch(client: &Client, keys: &[Wanted], places: Vec<u64>, output: &mut Output, progress: &Progress) -> Result<(), Failure> {
-    let mut stream = client.get_many(keys.iter().map(|key| &key.key), &GetManyOptions::default()).await?;
+async fn fetch(
+    client: &Client,
+    args: &GetArgs,
+    keys: &[Wanted],
+    places: Vec<u64>,
+    output: &mut Output,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let options = GetManyOptions { kv_spec: args.spec.clone(), ..GetManyOptions::default() };
+    let mut stream = client.get_many(keys.iter().map(|key| &key.key), &options).await?;
     let mut places = Places { keys, places: places.into_iter(), tensors: [].iter(), at: 0 };
     while let Some(event) = stream.next().await? {
         if let Some((at, bytes)) = places.of(event)? {

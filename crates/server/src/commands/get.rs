@@ -31,6 +31,7 @@ async fn fetch(server: Server<'_>, args: GetArgs) -> Result<(), Failure> {
         version: args.version,
         slice: args.slices.iter().cloned().collect(),
         part: args.part.clone(),
+        kv_spec: args.spec.clone(),
         ..GetOptions::default()
     };
     if options.slice.len() < args.slices.len() {

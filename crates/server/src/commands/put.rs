@@ -41,6 +41,7 @@ impl PutArgs {
             codec: self.codec.clone(),
             ttl: self.ttl.map(|ttl| ttl.as_secs()),
             consistency: self.consistency,
+            kv_spec: self.spec.clone(),
             condition: self.condition,
             ..PutOptions::default()
         }

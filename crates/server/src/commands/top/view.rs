@@ -246,9 +246,9 @@ fn table_of<'a>(namespaces: impl Iterator<Item = &'a Namespace>) -> String {
         Column("GETS/S", true),
         Column("IN/S", true),
         Column("OUT/S", true),
-        Column("MEMORY HITS", true),
-        Column("MISSES/S", true),
-        Column("EVICTED/S", true),
+        Column("HITS", true),
+        Column("MISS/S", true),
+        Column("EVICT/S", true),
     ];
     let row = |row: &Namespace| {
         vec![
