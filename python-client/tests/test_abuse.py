@@ -111,7 +111,9 @@ class Behaved:
 @pytest.mark.parametrize("token", ["", TOKEN], ids=["stranger", "insider"])
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_hurts_nobody_else(attacked: Server, ca: Authority, attack: str, token: str) -> None:
-    if (attack in ("slow", "stalled", "begun") and not token) or (attack in ("half_open", "silent") and token):
+    if (attack in ("slow", "stalled", "begun") and not token) or (
+        attack in ("half_open", "silent") and token
+    ):
         pytest.skip("a token makes no difference, or all of it")
     behaved = Behaved(attacked, ca)
     behaved.run(0.5)
