@@ -312,7 +312,9 @@ class Client(Lookups, Puts, Gets):
         def ask(hash: str | None) -> dict[str, Any]:
             return self._action("info", key=key, **_wire.given(kv_spec=hash))
 
-        return LazyTensor(self, TensorInfo.from_json(self._with_spec(spec, ask, Deadline(None))), framework, part)
+        return LazyTensor(
+            self, TensorInfo.from_json(self._with_spec(spec, ask, Deadline(None))), framework, part
+        )
 
     def info(self, key: str) -> TensorInfo:
         """What the server knows of a key."""
