@@ -141,7 +141,7 @@ impl Guarded {
         let call = self.calls.begin(guest)?.holding(memory);
         drop(running);
         let response = if put {
-            put::handle(self.store, request).await
+            put::handle(self.store, self.calls, request).await
         } else {
             self.flight.call(request).await.unwrap_or_else(|never| match never {})
         };
