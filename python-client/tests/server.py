@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +75,16 @@ class Server:
     def kill(self) -> None:
         """SIGKILL: nothing is written, nobody is told."""
         self._end(signal.SIGKILL)
+
+    def suspend(self) -> None:
+        """SIGSTOP, and waits until every thread has stopped: the signal alone is only on its way."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+        def state(task: Path) -> str:
+            return (task / "stat").read_text().rsplit(")", 1)[1].split()[0]
+
+        while any(state(task) != "T" for task in Path(f"/proc/{self.pid}/task").iterdir()):
+            time.sleep(0.001)
 
     def terminate(self) -> int:
         """SIGTERM; the exit status once it has drained."""

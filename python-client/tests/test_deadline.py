@@ -131,7 +131,7 @@ def test_a_stopped_server_and_what_was_learnt_of_it(tmp_path: Path) -> None:
         assert sira.exists("seen/x")
         assert sira.exists("store/x")
         assert sira.exists_many(["many/x", "seen/y"]).leading == 1
-        os.kill(server.pid, signal.SIGSTOP)
+        server.suspend()
         try:
             for name in ("set", "seen", "many"):
                 with in_time():

@@ -48,6 +48,16 @@ impl Server {
         // The shell's own kill: not every machine has the program.
         assert!(Command::new("sh").args(["-c", &format!("kill -{name} {}", self.process.id())]).status().unwrap().success());
     }
+
+    /// Stops it, and waits until every thread has stopped: the signal alone is only on its way.
+    fn suspend(&self) {
+        self.signal("STOP");
+        let stopped = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).unwrap().contains(") T ");
+        let tasks = || std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap().map(Result::unwrap);
+        while !tasks().all(stopped) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 impl Drop for Server {
@@ -234,7 +244,7 @@ async fn a_server_that_stops_is_a_miss_for_what_was_learnt_to_be_a_cache() {
     // This answer says that it is a cache.
     assert!(client.exists_many(["kv/a"], &endless).await.unwrap().exists[0]);
 
-    server.signal("STOP");
+    server.suspend();
     let begun = Instant::now();
     assert_eq!(client.exists("kv/a").await.unwrap(), None);
     assert!(matches!(client.exists("ns/a").await.unwrap_err(), ClientError::DeadlineExceeded { .. }));
@@ -248,7 +258,7 @@ async fn a_server_that_stops_is_a_miss_for_what_was_learnt_to_be_a_cache() {
     assert!(client.exists_with("kv/a", &endless).await.unwrap().is_some(), "a wedged server that goes on is found again");
 
     let waiting = client.clone();
-    server.signal("STOP");
+    server.suspend();
     let cut = tokio::spawn(async move { waiting.exists_with("kv/a", &endless).await });
     tokio::time::sleep(Duration::from_millis(50)).await;
     server.signal("KILL");
