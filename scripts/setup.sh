@@ -13,6 +13,8 @@ command -v g++ >/dev/null || missing+=(g++)
 # The FlatBuffers compiler, which checks the generated code, is built with it.
 command -v cmake >/dev/null || missing+=(cmake)
 [ "${1:-}" = packages ] || python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+# The tests of TLS make their certificates with it.
+[ "${1:-}" = packages ] || command -v openssl >/dev/null || missing+=(openssl)
 if [ ${#missing[@]} -gt 0 ]; then
   as=()
   [ "$(id -u)" = 0 ] || as=(sudo -n)

@@ -313,12 +313,6 @@ impl StorageClient {
         Ok(found.map(|record| record.version))
     }
 
-    /// What is declared of the part of `key` that is named; without a name, of the only one.
-    pub fn spec(&self, key: &Key, part: Option<&str>) -> Result<TensorSpec, StoreError> {
-        let record = self.inner.alive(key)?.ok_or_else(|| not_found(key))?;
-        Ok(record.parts[record.part(part)?].spec.clone())
-    }
-
     /// Removes `key`; false where there was none. With `version`, only that one.
     pub async fn delete(&self, key: &Key, version: Option<u64>) -> Result<bool, StoreError> {
         self.inner.delete(key, version, true).await

@@ -86,7 +86,7 @@ pub struct Auth {
 /// `[admin]`: health and metrics over HTTP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Admin {
-    /// `listen`: where. Loopback only. Default: [`AdminListen::Beside`].
+    /// `listen`: where. Loopback only, unless `server.insecure`. Default: [`AdminListen::Beside`].
     pub listen: AdminListen,
 }
 
