@@ -14,6 +14,9 @@
 //! there, and with any other damage the database is not opened.
 
 mod log;
+mod stall;
+
+pub use stall::write;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -24,7 +27,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, DEFAULT_COLUMN_FAMILY_NAME,
-    IteratorMode, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions, properties,
+    IteratorMode, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, properties,
 };
 
 use crate::ledger::{Ledger, Stripes, blocking, check_size, within};
@@ -134,7 +137,12 @@ impl RocksBackend {
                 return Err(bad(format!("its format is {:?}, which this version does not know", format.escape_ascii().to_string())));
             }
             Ok(None) if db.iterator(IteratorMode::Start).next().is_none() => {
-                db.put_opt(FORMAT_KEY, FORMAT, &write_options(Durability::Durable)).map_err(|error| not_opened(&context, path, error))?;
+                let batch = || {
+                    let mut batch = WriteBatch::default();
+                    batch.put(FORMAT_KEY, FORMAT);
+                    batch
+                };
+                write(&db, true, batch).map_err(|error| not_opened(&context, path, error))?;
             }
             Ok(None) => return Err(bad("it holds something else".into())),
             Err(error) => return Err(not_opened(&context, path, error)),
@@ -221,12 +229,6 @@ fn family(name: &str, options: &RocksOptions, cache: &Cache) -> ColumnFamilyDesc
     ColumnFamilyDescriptor::new(name, family)
 }
 
-fn write_options(durability: Durability) -> WriteOptions {
-    let mut options = WriteOptions::default();
-    options.set_sync(durability == Durability::Durable);
-    options
-}
-
 /// What an error of RocksDB means. Its status codes come as text only.
 fn failed(context: &str, error: rocksdb::Error) -> BackendError {
     let text = error.as_ref();
@@ -292,9 +294,13 @@ impl Inner {
         if options.mode == PutMode::Create && self.len(name)?.is_some() {
             return Ok(PutOutcome::Exists);
         }
-        let mut batch = WriteBatch::default();
-        batch.put_cf(values, name, value.into_bytes());
-        batch.put_cf(sizes, name, new.to_le_bytes());
+        let value = value.into_bytes();
+        let batch = || {
+            let mut batch = WriteBatch::default();
+            batch.put_cf(values, name, &value);
+            batch.put_cf(sizes, name, new.to_le_bytes());
+            batch
+        };
 
         let _stripe = self.stripes.of(name).lock();
         let old = self.len(name)?;
@@ -308,9 +314,13 @@ impl Inner {
     }
 
     fn delete(&self, name: &str) -> Result<bool, BackendError> {
-        let mut batch = WriteBatch::default();
-        batch.delete_cf(self.family(VALUES)?, name);
-        batch.delete_cf(self.family(SIZES)?, name);
+        let (values, sizes) = (self.family(VALUES)?, self.family(SIZES)?);
+        let batch = || {
+            let mut batch = WriteBatch::default();
+            batch.delete_cf(values, name);
+            batch.delete_cf(sizes, name);
+            batch
+        };
         let _stripe = self.stripes.of(name).lock();
         let Some(len) = self.len(name)? else { return Ok(false) };
         self.write(&format!("cannot delete {name}"), batch, Durability::Logged)?;
@@ -318,8 +328,8 @@ impl Inner {
         Ok(true)
     }
 
-    fn write(&self, context: &str, batch: WriteBatch, durability: Durability) -> Result<(), BackendError> {
-        let result = self.db.write_opt(batch, &write_options(durability));
+    fn write(&self, context: &str, batch: impl FnMut() -> WriteBatch, durability: Durability) -> Result<(), BackendError> {
+        let result = write(&self.db, durability == Durability::Durable, batch);
         let mut trouble = self.trouble.lock();
         match &result {
             Ok(()) if trouble.is_none() => {}
@@ -351,8 +361,11 @@ impl Inner {
     fn health(&self) -> HealthStatus {
         // RocksDB resumes by itself, within seconds, when a write buffer fits the disk again; without writes nobody would notice.
         if self.trouble.lock().is_some() {
-            let mut batch = WriteBatch::default();
-            batch.put(PROBE_KEY, b"");
+            let batch = || {
+                let mut batch = WriteBatch::default();
+                batch.put(PROBE_KEY, b"");
+                batch
+            };
             if let Err(error) = self.write("cannot write", batch, Durability::Logged) {
                 return HealthStatus::Degraded(error.to_string());
             }

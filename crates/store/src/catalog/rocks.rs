@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind, IteratorMode, Options, WriteBatch, WriteOptions,
-};
+use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind, IteratorMode, Options, WriteBatch};
 use sira_backend::BackendError;
 
 use super::{Change, OrderedKv, Pair};
@@ -130,15 +128,16 @@ impl OrderedKv for RocksKv {
     }
 
     fn write(&self, changes: Vec<Change>, sync: bool) -> Result<(), BackendError> {
-        let mut batch = WriteBatch::default();
-        for change in changes {
-            match change {
-                Change::Put(key, value) => batch.put(key, value),
-                Change::Delete(key) => batch.delete(key),
+        let batch = || {
+            let mut batch = WriteBatch::default();
+            for change in &changes {
+                match change {
+                    Change::Put(key, value) => batch.put(key, value),
+                    Change::Delete(key) => batch.delete(key),
+                }
             }
-        }
-        let mut options = WriteOptions::default();
-        options.set_sync(sync);
-        self.db.write_opt(batch, &options).map_err(|e| self.failed("write", e))
+            batch
+        };
+        sira_backend::rocks::write(&self.db, sync, batch).map_err(|e| self.failed("write", e))
     }
 }
