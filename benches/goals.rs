@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::stream;
-use sira_benches::Failure;
+use sira_benches::{Failure, quartiles};
 use sira_client::{Client, DType, GetManyOptions, GetOptions, LookupOptions, PutEntry, PutOptions, TensorSpec};
 
 const KEYS: usize = 8192;
@@ -54,13 +54,6 @@ impl Drop for Server {
         drop(self.child.kill());
         drop(self.child.wait());
     }
-}
-
-/// Lower quartile, median, upper quartile.
-fn quartiles(mut values: Vec<f64>) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    let at = |share: f64| values[((values.len() - 1) as f64 * share) as usize];
-    (at(0.25), at(0.5), at(0.75))
 }
 
 async fn lookups(client: &Client) -> Result<(), Failure> {

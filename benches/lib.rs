@@ -11,7 +11,15 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 /// Why a benchmark cannot run.
-pub type Failure = Box<dyn std::error::Error>;
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Lower quartile, median, upper quartile.
+#[must_use]
+pub fn quartiles(mut values: Vec<f64>) -> (f64, f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let at = |share: f64| values[((values.len() - 1) as f64 * share) as usize];
+    (at(0.25), at(0.5), at(0.75))
+}
 
 /// The bytes of the sample KV cache (bfloat16, `[30, 2, 80, 3, 64]`), repeated to at least `bytes`.
 ///
