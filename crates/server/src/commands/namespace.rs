@@ -109,7 +109,8 @@ fn say(entry: &NamespaceEntry, json: bool) -> Result<(), Failure> {
 /// All that is known of a namespace, one thing a line.
 fn text(entry: &NamespaceEntry) -> String {
     let (policy, done) = (&entry.policy, &entry.operations);
-    let or_default = |text: Option<String>| text.unwrap_or_else(|| "as the server says".into());
+    let by_server = "as the server says";
+    let usual = if policy.mode == Mode::Cache { "weak, as of every cache" } else { by_server };
     let codecs: Vec<String> = policy.codecs.iter().map(|(tier, chain)| format!("{tier}={chain}")).collect();
     let rows = [
         ("namespace", entry.namespace.clone()),
@@ -117,8 +118,8 @@ fn text(entry: &NamespaceEntry) -> String {
         ("mode", mode(policy).to_owned()),
         ("read-only", policy.read_only.to_string()),
         ("exact", policy.exact.to_string()),
-        ("consistency", or_default(policy.consistency.map(|level| level.to_string()))),
-        ("ttl", or_default(policy.ttl.map(|ttl| format!("{ttl}s")))),
+        ("consistency", policy.consistency.map_or_else(|| usual.into(), |level| level.to_string())),
+        ("ttl", policy.ttl.map_or_else(|| by_server.into(), |ttl| format!("{ttl}s"))),
         ("limits", sizes(&policy.limits, exact_size)),
         ("codecs", if codecs.is_empty() { "-".into() } else { codecs.join(", ") }),
         ("keys", entry.keys.to_string()),

@@ -236,30 +236,34 @@ fn held(namespaces: &[NamespaceEntry], tier: &str) -> Option<u64> {
     namespaces.iter().filter_map(|entry| entry.bytes.get(tier)).copied().reduce(u64::saturating_add)
 }
 
+/// A size of seven characters at most, so that a row of a namespace fits a terminal of 80 columns.
+fn narrow(bytes: u64) -> String {
+    short_size(bytes).replace(" ", "").replace("iB", "")
+}
+
+/// Rates are per second here too: the columns are too narrow to say so.
 fn table_of<'a>(namespaces: impl Iterator<Item = &'a Namespace>) -> String {
     let columns = [
         Column("NAMESPACE", false),
-        Column("MODE", false),
         Column("KEYS", true),
         Column("SIZE", true),
-        Column("PUTS/S", true),
-        Column("GETS/S", true),
-        Column("IN/S", true),
-        Column("OUT/S", true),
+        Column("PUTS", true),
+        Column("GETS", true),
+        Column("IN", true),
+        Column("OUT", true),
         Column("HITS", true),
-        Column("MISS/S", true),
-        Column("EVICT/S", true),
+        Column("MISSES", true),
+        Column("EVICTED", true),
     ];
     let row = |row: &Namespace| {
         vec![
             row.namespace.clone(),
-            row.mode.to_owned(),
             row.keys.to_string(),
-            short_size(row.nbytes),
+            narrow(row.nbytes),
             count(row.puts),
             count(row.gets),
-            bytes(row.bytes_in),
-            bytes(row.bytes_out),
+            row.bytes_in.map_or_else(none, |bytes| narrow(bytes as u64)),
+            row.bytes_out.map_or_else(none, |bytes| narrow(bytes as u64)),
             row.hit_ratio.map_or_else(none, |ratio| format!("{:.0}%", ratio * 100.0)),
             count(row.misses),
             count(row.evictions),
@@ -343,5 +347,8 @@ mod tests {
         assert_eq!(some.len(), 12);
         assert!(some[8].starts_with("n8 ") && some[11] == "and 6 more", "{some:?}");
         assert_eq!(view.lines("grpc://x", 17).len(), 17);
+        let busy = [1 << 30, 1023 << 20, 1023 << 40].map(narrow);
+        assert_eq!(busy, ["1.0G", "1023.0M", "1023.0T"]);
+        assert!(all.iter().all(|line| line.chars().count() <= 80), "{all:?}");
     }
 }
