@@ -17,6 +17,13 @@ Pem: TypeAlias = "str | os.PathLike[str] | bytes"
 # What pyarrow knows of the schemes that mean TLS, and what people write.
 _TLS = ("grpc+tls", "grpcs", "https")
 
+# The same of Unix sockets.
+_UNIX = ("grpc+unix", "unix")
+
+# gRPC calls a server by its socket's path, with signs of percent, which HTTP/2 servers written in Rust
+# refuse.
+_LOCALHOST = ("grpc.default_authority", "localhost")
+
 
 # How long gRPC waits before it tries again to connect. By default the wait grows to two minutes, in which
 # every call fails at once though the server is back.
@@ -43,15 +50,21 @@ def connect(
         raise _invalid("a token is made of letters, digits and signs of ASCII")
     scheme, _, rest = url.partition("://")
     files: dict[str, Any] = {}
+    options: list[tuple[str, int | str]] = [*_RECONNECT]
     if scheme in _TLS:
         url = f"grpc+tls://{rest}"
         given = {"tls_root_certs": ca, "cert_chain": cert, "private_key": key}
         files = {name: _read(pem) for name, pem in given.items() if pem is not None}
+    elif scheme in _UNIX:
+        url = f"grpc+unix://{rest}"
+        options.append(_LOCALHOST)
     headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
     try:
-        client = flight.FlightClient(url, generic_options=_RECONNECT, **files)
+        client = flight.FlightClient(url, generic_options=options, **files)
     except (pa.ArrowException, ValueError, TypeError) as error:
-        raise _invalid(f"{url!r} is not grpc://host:port or grpc+tls://host:port: {error}") from error
+        raise _invalid(
+            f"{url!r} is not grpc://host:port, grpc+tls://host:port or grpc+unix:///path: {error}"
+        ) from error
     return client, headers
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 REPOSITORY = Path(__file__).resolve().parents[2]
 LISTENING = "sira: listening on "
 ADMIN = "sira: admin on "
+SOCKET = "sira: socket on "
 
 
 def program() -> Path:
@@ -31,6 +32,7 @@ class Server:
         self.flags = list(flags)
         self.url = ""
         self.admin = ""
+        self.socket = ""
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -61,6 +63,8 @@ class Server:
         for line in process.stdout:
             if line.startswith(ADMIN):
                 self.admin = line.removeprefix(ADMIN).strip()
+            if line.startswith(SOCKET):
+                self.socket = line.removeprefix(SOCKET).strip()
             if line.startswith(LISTENING):
                 self.url = line.removeprefix(LISTENING).strip()
                 self._process = process

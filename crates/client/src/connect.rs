@@ -129,7 +129,9 @@ fn http_url(url: &str) -> Result<(String, bool), ClientError> {
     let secure = match scheme {
         "grpc" | "grpc+tcp" | "http" => false,
         "https" | "grpc+tls" | "grpcs" => true,
-        _ => return bad("a server's URL is grpc://host:port, or with TLS grpc+tls://host:port"),
+        "grpc+unix" | "unix" if rest.starts_with('/') => return Ok((format!("unix://{rest}"), false)),
+        "grpc+unix" | "unix" => return bad("the URL of a Unix socket is grpc+unix:///path, of an absolute path"),
+        _ => return bad("a server's URL is grpc://host:port, with TLS grpc+tls://host:port, or of a Unix socket grpc+unix:///path"),
     };
     let authority = rest.trim_end_matches('/');
     if authority.is_empty() || authority.contains(['/', '?', '#', '@']) {
@@ -157,10 +159,12 @@ mod tests {
             ("grpc+tls://host", "https://host:9095"),
             ("grpcs://host:1", "https://host:1"),
             ("https://[::1]:5/", "https://[::1]:5"),
+            ("grpc+unix:///run/sira.sock", "unix:///run/sira.sock"),
+            ("unix:///run/a b", "unix:///run/a b"),
         ] {
             assert_eq!(http_url(url).unwrap(), (http.to_owned(), http.starts_with("https")), "{url}");
         }
-        for url in ["ftp://host", "grpc://", "grpc://host/path", "grpc+tls://me@host"] {
+        for url in ["ftp://host", "grpc://", "grpc://host/path", "grpc+tls://me@host", "unix://host/path", "grpc+unix://"] {
             assert!(http_url(url).is_err(), "{url}");
         }
     }

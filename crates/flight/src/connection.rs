@@ -2,14 +2,12 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -18,6 +16,7 @@ use tonic::transport::server::Connected;
 
 use crate::frames::Frames;
 use crate::seats::{Guest, Seat};
+use crate::stream::{Socket, Stream};
 
 /// What every HTTP/2 connection begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -25,61 +24,6 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Reads after which a connection lets others have their turn. One read may bring hundreds of tiny frames, each of which takes time: a flood
 /// of them would otherwise hold a thread for as long as it lasts.
 const READS: u32 = 2;
-
-/// A TCP socket that belongs to the runtime that uses it: the one that greets a connection does not go on to serve it.
-pub(crate) enum Socket {
-    Live(TcpStream),
-    /// Of no runtime; whoever polls it next takes it into its own.
-    Parked(Option<net::TcpStream>),
-}
-
-impl Socket {
-    fn park(&mut self) -> io::Result<()> {
-        if let Socket::Live(tcp) = std::mem::replace(self, Socket::Parked(None)) {
-            *self = Socket::Parked(Some(tcp.into_std()?));
-        }
-        Ok(())
-    }
-
-    fn live(&mut self) -> io::Result<Pin<&mut TcpStream>> {
-        if let Socket::Parked(tcp) = self {
-            let tcp = tcp.take().ok_or(io::ErrorKind::NotConnected)?;
-            *self = Socket::Live(TcpStream::from_std(tcp)?);
-        }
-        match self {
-            Socket::Live(tcp) => Ok(Pin::new(tcp)),
-            Socket::Parked(_) => Err(io::ErrorKind::NotConnected.into()),
-        }
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.live()?.poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.live()?.poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        self.live()?.poll_write_vectored(context, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.live()?.poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.live()?.poll_shutdown(context)
-    }
-}
 
 /// A connection that has shown that it speaks HTTP/2, over TLS where that is asked for.
 pub(crate) enum Greeted {
@@ -89,11 +33,14 @@ pub(crate) enum Greeted {
 
 impl Greeted {
     /// Shakes hands and waits for the preface. Bounded in time by the caller.
-    pub async fn greet(tcp: TcpStream, tls: Option<Arc<ServerConfig>>) -> io::Result<Greeted> {
-        tcp.set_nodelay(true)?;
+    pub async fn greet(stream: Stream, tls: Option<Arc<ServerConfig>>) -> io::Result<Greeted> {
+        if let Stream::Tcp(tcp) = &stream {
+            tcp.set_nodelay(true)?;
+        }
+        let socket = Socket::Live(stream);
         let mut stream = match tls {
-            Some(config) => Greeted::Tls(Box::new(TlsAcceptor::from(config).accept(Socket::Live(tcp)).await?)),
-            None => Greeted::Plain(Socket::Live(tcp)),
+            Some(config) => Greeted::Tls(Box::new(TlsAcceptor::from(config).accept(socket).await?)),
+            None => Greeted::Plain(socket),
         };
         let mut first = [0; PREFACE.len()];
         match &mut stream {

@@ -6,13 +6,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::AbortHandle;
 use tokio::time;
 
 use crate::connection::{Connection, Greeted};
 use crate::seats::Room;
+use crate::stream::Stream;
 use crate::tls::Tls;
 
 /// From the accept to the HTTP/2 preface, TLS included.
@@ -30,6 +31,43 @@ const READY: usize = 64;
 /// How much nicer than calls the thread is: a tenth of their share, where all want all of it.
 const NICENESS: i32 = 10;
 
+/// Where a server listens.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The address that everybody can be told.
+    pub tcp: TcpListener,
+    /// A socket in the file system besides, for processes of the same machine. Who may connect is a matter of its file's mode; there is no TLS.
+    pub unix: Option<UnixListener>,
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(tcp: TcpListener) -> Listeners {
+        Listeners { tcp, unix: None }
+    }
+}
+
+impl Listeners {
+    async fn accept(&self) -> io::Result<(Stream, String)> {
+        let unix = async {
+            match &self.unix {
+                Some(listener) => listener.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            accepted = self.tcp.accept() => {
+                let (stream, peer) = accepted?;
+                Ok((Stream::Tcp(stream), peer.to_string()))
+            }
+            accepted = unix => {
+                let (stream, _) = accepted?;
+                let peer = stream.peer_cred().map_or_else(|_| "?".to_owned(), |peer| format!("{} of user {}", peer.pid().unwrap_or(0), peer.uid()));
+                Ok((Stream::Unix(stream), format!("process {peer}")))
+            }
+        }
+    }
+}
+
 /// What happens at the door.
 struct Door {
     tls: Option<Tls>,
@@ -37,9 +75,9 @@ struct Door {
     ready: Sender<io::Result<Connection>>,
 }
 
-/// Takes connections from `listener`, on a thread that ends when the receiver is dropped. At most as many are open as `room` has seats.
-pub(crate) fn open(listener: TcpListener, tls: Option<Tls>, room: Arc<Room>) -> io::Result<Receiver<io::Result<Connection>>> {
-    let listener = listener.into_std()?;
+/// Takes connections from `listeners`, on a thread that ends when the receiver is dropped. At most as many are open as `room` has seats.
+pub(crate) fn open(listeners: Listeners, tls: Option<Tls>, room: Arc<Room>) -> io::Result<Receiver<io::Result<Connection>>> {
+    let (tcp, unix) = (listeners.tcp.into_std()?, listeners.unix.map(UnixListener::into_std).transpose()?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (ready, receiver) = channel(READY);
     let door = Arc::new(Door { tls, room, ready });
@@ -49,9 +87,13 @@ pub(crate) fn open(listener: TcpListener, tls: Option<Tls>, room: Arc<Room>) -> 
         }
         runtime.block_on(async move {
             let watched = door.ready.clone();
+            let run = async {
+                let unix = unix.map(UnixListener::from_std).transpose()?;
+                door.run(Listeners { tcp: TcpListener::from_std(tcp)?, unix }).await
+            };
             tokio::select! {
                 () = watched.closed() => {}
-                result = door.run(listener) => if let Err(error) = result {
+                result = run => if let Err(error) = result {
                     tracing::error!(%error, "no connections are accepted any more");
                 },
             }
@@ -61,18 +103,17 @@ pub(crate) fn open(listener: TcpListener, tls: Option<Tls>, room: Arc<Room>) -> 
 }
 
 impl Door {
-    async fn run(self: Arc<Door>, listener: std::net::TcpListener) -> io::Result<()> {
-        let listener = TcpListener::from_std(listener)?;
+    async fn run(self: Arc<Door>, listeners: Listeners) -> io::Result<()> {
         let mut greetings = VecDeque::new();
         loop {
             while !make_room(&mut greetings, GREETINGS, UNDISTURBED) {
                 time::sleep(Duration::from_millis(5)).await;
             }
-            match listener.accept().await {
-                Ok((tcp, peer)) => {
+            match listeners.accept().await {
+                Ok((stream, peer)) => {
                     let door = self.clone();
                     let greeting = tokio::spawn(async move {
-                        let greeted = time::timeout(GREETING, door.greet(tcp)).await;
+                        let greeted = time::timeout(GREETING, door.greet(stream)).await;
                         match greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                             // Fails when the server is going away.
                             Ok(connection) => drop(door.ready.send(Ok(connection)).await),
@@ -93,9 +134,10 @@ impl Door {
         }
     }
 
-    async fn greet(&self, tcp: tokio::net::TcpStream) -> io::Result<Connection> {
-        let greeted = Greeted::greet(tcp, self.tls.as_ref().map(Tls::config)).await?;
-        let known = self.tls.as_ref().is_some_and(Tls::mutual);
+    async fn greet(&self, stream: Stream) -> io::Result<Connection> {
+        let tls = self.tls.as_ref().filter(|_| matches!(stream, Stream::Tcp(_)));
+        let greeted = Greeted::greet(stream, tls.map(Tls::config)).await?;
+        let known = tls.is_some_and(Tls::mutual);
         let seat = self.room.clone().seat(known).await.ok_or(io::ErrorKind::ConnectionRefused)?;
         greeted.seated(seat)
     }

@@ -21,10 +21,11 @@ mod server;
 mod service;
 mod stall;
 mod status;
+mod stream;
 mod tls;
 mod watched;
 
 pub use auth::Tokens;
-pub use server::{DEFAULT_CONNECTIONS, GREETINGS, ServeError, Transport, serve};
+pub use server::{DEFAULT_CONNECTIONS, GREETINGS, Listeners, ServeError, Transport, serve};
 pub use service::Flight;
 pub use tls::{Tls, TlsFiles};

@@ -10,7 +10,6 @@ use std::time::Duration;
 use arrow_flight::flight_service_server::FlightServiceServer;
 use sira_store::StorageClient;
 use sira_store::ledger::Reservation;
-use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::body::Body;
@@ -20,7 +19,7 @@ use tower::Service;
 use crate::answer::Answers;
 use crate::arrival::{Arrivals, MAX_REQUEST};
 use crate::auth::Tokens;
-pub use crate::door::GREETINGS;
+pub use crate::door::{GREETINGS, Listeners};
 use crate::seats::{Calls, Guest, Room};
 use crate::service::Flight;
 use crate::tls::Tls;
@@ -83,10 +82,10 @@ pub enum ServeError {
     Server(#[from] tonic::transport::Error),
 }
 
-/// Serves `store` on `listener` until `shutdown`, then lets running calls end.
+/// Serves `store` on `listeners` until `shutdown`, then lets running calls end.
 pub async fn serve(
     store: StorageClient,
-    listener: TcpListener,
+    listeners: impl Into<Listeners>,
     transport: Transport,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
@@ -97,7 +96,7 @@ pub async fn serve(
     tokio::spawn(Answers::watch(Arc::downgrade(&answers), move || full.are_full() || pressed.pressed()));
     let service = Guarded { flight, store, tokens: tokens.map(Arc::new), calls, arrivals: Arrivals::default(), answers };
     let gets = (memory / GET_SHARE).clamp(4, STREAMS.into()) as usize;
-    let incoming = door::open(listener, tls, Room::new(max_connections, gets))?;
+    let incoming = door::open(listeners.into(), tls, Room::new(max_connections, gets))?;
     tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -112,6 +112,9 @@ struct ServeArgs {
     /// Address and port; port 0 takes a free one [default: 127.0.0.1:9095]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
+    /// Path of a Unix socket besides, which only the user of the server may use [default: none]
+    #[arg(long, value_name = "PATH")]
+    unix_socket: Option<String>,
     /// Folder of the data [default: ./data]
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
@@ -198,6 +201,7 @@ fn serve(args: ServeArgs, trust: &TrustArgs) -> Result<(), Failure> {
     }
     let flags = Flags {
         listen: args.listen,
+        unix_socket: args.unix_socket,
         data: args.data,
         admin: args.admin,
         token_file: trust.token_file.clone(),

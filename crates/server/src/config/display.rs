@@ -31,6 +31,9 @@ impl Display for Config {
         let duration = |value| quote(exact_duration(value));
         writeln!(f, "[server]")?;
         writeln!(f, "listen = {}", quote(self.server.listen))?;
+        if let Some(path) = &self.server.unix_socket {
+            writeln!(f, "unix_socket = {}", quote(path.display()))?;
+        }
         writeln!(f, "data_dir = {}", quote(self.server.data_dir.display()))?;
         writeln!(f, "drain_timeout = {}", duration(self.server.drain_timeout))?;
         writeln!(f, "max_connections = {}", self.server.max_connections)?;

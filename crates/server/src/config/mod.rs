@@ -48,6 +48,8 @@ pub struct Server {
     /// `listen`: address and port; port 0 takes a free one. Beyond loopback it needs TLS, and a token file or `client_ca`. Default:
     /// `127.0.0.1:9095`.
     pub listen: SocketAddr,
+    /// `unix_socket`: path of a Unix socket besides, for the processes of its own user on this machine; `None` is none. Default: `None`.
+    pub unix_socket: Option<PathBuf>,
     /// `data_dir`: the folder of the catalog, the lock and of backends without a path of their own. Default: `./data`.
     pub data_dir: PathBuf,
     /// `drain_timeout`: how long running calls may go on after a signal to stop, before they are cut off. Default: 30 s.
@@ -287,6 +289,8 @@ pub struct Maintenance {
 pub struct Flags {
     /// `--listen`.
     pub listen: Option<String>,
+    /// `--unix-socket`.
+    pub unix_socket: Option<String>,
     /// `--data`.
     pub data: Option<String>,
     /// `--admin`.
@@ -306,8 +310,9 @@ pub struct Flags {
 impl Flags {
     /// Those that were given: flag, path of the setting, value.
     fn settings(&self) -> impl Iterator<Item = (&'static str, &'static [&'static str], source::Value)> {
-        let texts: [(_, &'static [&'static str], _); 7] = [
+        let texts: [(_, &'static [&'static str], _); 8] = [
             ("--listen", &["server", "listen"], &self.listen),
+            ("--unix-socket", &["server", "unix_socket"], &self.unix_socket),
             ("--data", &["server", "data_dir"], &self.data),
             ("--admin", &["admin", "listen"], &self.admin),
             ("--token-file", &["auth", "token_file"], &self.token_file),

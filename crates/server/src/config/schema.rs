@@ -27,8 +27,9 @@ const WORKING_MEMORY: u64 = (64 << 20) + RocksKv::MEMORY;
 const PLANNED_STRATEGIES: [&str; 5] = ["intelligent", "performance", "cost", "load_balanced", "learned"];
 
 /// Every setting that has a fixed name, for [`meant`]; those of backends have the backend's name in them.
-const SETTINGS: [&str; 30] = [
+const SETTINGS: [&str; 31] = [
     "server.listen",
+    "server.unix_socket",
     "server.data_dir",
     "server.drain_timeout",
     "server.max_connections",
@@ -148,6 +149,7 @@ fn read_server(mut section: Section<'_>) -> (Server, Origin) {
             default
         })
     });
+    let unix_socket = section.text("unix_socket").map(|text| PathBuf::from(text.value));
     let data_dir = section.text("data_dir").map_or_else(|| PathBuf::from("./data"), |text| PathBuf::from(text.value));
     let drain_timeout = section.duration("drain_timeout").map_or(Duration::from_secs(30), |duration| duration.value);
     let max_connections = section.integer("max_connections", 1..=1_000_000);
@@ -155,7 +157,7 @@ fn read_server(mut section: Section<'_>) -> (Server, Origin) {
     let insecure = section.boolean("insecure").is_some_and(|yes| yes.value);
     let tls = read_tls(section.section("tls"));
     section.finish();
-    (Server { listen, data_dir, drain_timeout, max_connections, insecure, tls }, origin)
+    (Server { listen, unix_socket, data_dir, drain_timeout, max_connections, insecure, tls }, origin)
 }
 
 fn read_tls(mut section: Section<'_>) -> Option<TlsFiles> {

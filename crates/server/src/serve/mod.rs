@@ -4,6 +4,7 @@ mod backends;
 mod calls;
 mod lock;
 mod network;
+mod unix;
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use crate::Failure;
 use crate::admin::Admin;
 use crate::config::Config;
 use calls::Calls;
+use unix::SocketFile;
 
 /// Serves until SIGTERM or SIGINT, then drains: no new calls, running ones to their end or the configured time, unwritten tensors to
 /// their backends. Calls that are cut off are no failure; a tensor that could not be written is one.
@@ -31,7 +33,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let transport = network::transport(&config)?;
     let lock = lock::lock_data(&config.server.data_dir)?;
     lock::check_format(&config.server.data_dir)?;
-    let (listener, address) = network::listen(&config.server).await?;
+    let (listeners, address, socket) = network::listen(&config.server).await?;
     let admin = Admin::start(&config).await?;
     let store = backends::open_store(&config).await?;
     if let Some(admin) = &admin {
@@ -46,10 +48,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     };
     let serving = store.clone();
     let mut calls =
-        Calls::run(async move { sira_flight::serve(serving, listener, transport, shutdown).await.map_err(|error| error.to_string()) })?;
+        Calls::run(async move { sira_flight::serve(serving, listeners, transport, shutdown).await.map_err(|error| error.to_string()) })?;
     let warning = network::warn(&config.server, &config.auth);
     let scheme = if config.server.tls.is_some() { "grpc+tls" } else { "grpc" };
-    announce(admin.as_ref().map(Admin::address), scheme, address)?;
+    announce(admin.as_ref().map(Admin::address), socket.as_ref(), scheme, address)?;
 
     let ended = tokio::select! {
         name = signals.next() => {
@@ -71,6 +73,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         name = signals.next() => Err(Failure::Failed(format!("stopped by a second {name} before the drain was over"))),
     };
     calls.cut_off().await;
+    drop(socket);
     for task in [log, warning].into_iter().flatten() {
         task.abort();
     }
@@ -116,10 +119,11 @@ fn start_log() -> Result<(), Failure> {
 }
 
 /// What standard output says, for whoever started this and waits: the last line is that calls are answered.
-fn announce(admin: Option<SocketAddr>, scheme: &str, address: SocketAddr) -> Result<(), Failure> {
+fn announce(admin: Option<SocketAddr>, socket: Option<&SocketFile>, scheme: &str, address: SocketAddr) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     admin
         .map_or(Ok(()), |admin| writeln!(stdout, "sira: admin on http://{admin}"))
+        .and_then(|()| socket.map_or(Ok(()), |socket| writeln!(stdout, "sira: socket on grpc+unix://{}", socket.path().display())))
         .and_then(|()| writeln!(stdout, "sira: listening on {scheme}://{address}"))
         .and_then(|()| stdout.flush())
         .map_err(|error| Failure::with("standard output", error))

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sira_flight::{GREETINGS, Tls, Tokens, Transport};
+use sira_flight::{GREETINGS, Listeners, Tls, Tokens, Transport};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time;
 
+use super::unix::{self, SocketFile};
 use crate::Failure;
 use crate::config::{Auth, Config, Server};
 
@@ -37,11 +38,16 @@ fn allow_connections(connections: usize) {
     }
 }
 
-pub(super) async fn listen(server: &Server) -> Result<(TcpListener, SocketAddr), Failure> {
+/// The server's port with its address, and its Unix socket with the file that goes when the server does.
+pub(super) async fn listen(server: &Server) -> Result<(Listeners, SocketAddr, Option<SocketFile>), Failure> {
     let failed = |error: io::Error| Failure::with(format_args!("cannot listen on {}", server.listen), error);
-    let listener = TcpListener::bind(server.listen).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
+    let tcp = TcpListener::bind(server.listen).await.map_err(failed)?;
+    let address = tcp.local_addr().map_err(failed)?;
+    let (unix, file) = match &server.unix_socket {
+        Some(path) => unix::listen(path).await.map(|(listener, file)| (Some(listener), Some(file)))?,
+        None => (None, None),
+    };
+    Ok((Listeners { tcp, unix }, address, file))
 }
 
 /// Says loudly, and again every hour, that the server is open to everybody, if it is.
