@@ -54,6 +54,11 @@ class Caches:
         elif not cache and not found.isdisjoint(self._learnt):
             self._learnt -= found
 
+    @property
+    def none_learnt(self) -> bool:
+        """Whether the server has not called any namespace a cache yet."""
+        return not self._learnt
+
     def have(self, namespaces: Iterable[str]) -> bool:
         """Whether all of them are caches: named as such by the user, or by the server."""
         return (self._named | self._learnt).issuperset(namespaces)

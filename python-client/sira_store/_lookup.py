@@ -66,7 +66,7 @@ class Lookups(Namespaces):
 
         def ask(hash: str | None) -> None:
             at = 0
-            for count, body in _wire.requests(keys, **_wire.given(kv_spec=hash)):
+            for count, body in _wire.key_lists(keys, hash):
                 answer = self._act("exists_many", body, end)
                 exists[at : at + count] = _bits(answer, count)
                 self._learn_of(keys[at : at + count], answer.get("cache") is True)
@@ -81,7 +81,7 @@ class Lookups(Namespaces):
         deleted = 0
         missing: list[str] = []
         failed: dict[str, SiraError] = {}
-        for _, body in _wire.requests(listed(keys)):
+        for _, body in _wire.key_lists(listed(keys)):
             answer = self._act("delete_many", body)
             deleted += answer["deleted"]
             missing += answer["missing"]
@@ -115,7 +115,11 @@ class Lookups(Namespaces):
                 raise
 
     def _learn_of(self, keys: list[str], cache: bool) -> None:
-        namespaces = {namespace_of(key) for key in keys}
+        if not cache and self._caches.none_learnt:
+            return
+        first, last = namespace_of(min(keys)), namespace_of(max(keys))
+        # Between two keys of one namespace lie only keys of it.
+        namespaces = {first} if first == last else {namespace_of(key) for key in keys}
         # "Not all of them are caches" says nothing of one among several.
         if cache or len(namespaces) == 1:
             self._caches.learn(namespaces, cache)

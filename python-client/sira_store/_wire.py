@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,9 @@ MAX_KEYS = 65_536
 MAX_REQUEST = 4_000_000
 """Bytes of one request, at most: a little less than gRPC servers take where nobody configured it."""
 
+
+KEY_LIST = b"\0SK\1"
+"""What a list of keys in binary form begins with, which no JSON does."""
 
 _UINT8 = pa.uint8()
 
@@ -95,6 +99,36 @@ def requests(keys: Sequence[str], **fields: Any) -> Iterator[tuple[int, bytes]]:
             yield from requests(page[half:], **fields)
         else:
             yield len(page), body
+
+
+def key_lists(keys: Sequence[str], kv_spec: str | None = None) -> Iterator[tuple[int, bytes]]:
+    """As `requests`, in the binary form of lists of keys, which takes a fraction of JSON's time."""
+    options = b"" if kv_spec is None else dumps({"kv_spec": kv_spec})
+    for start in range(0, len(keys), MAX_KEYS):
+        yield from _key_lists(keys[start : start + MAX_KEYS], start, options)
+
+
+def _key_lists(page: Sequence[str], start: int, options: bytes) -> Iterator[tuple[int, bytes]]:
+    try:
+        text = "".join(page).encode()
+        # Where all is ASCII, there are as many bytes as characters.
+        sizes = map(len, page) if text.isascii() else (len(key.encode()) for key in page)
+        lengths = np.fromiter(sizes, np.int64, len(page))
+    except (TypeError, UnicodeEncodeError) as error:
+        raise InvalidError(f"SIRA_BAD_REQUEST: keys from {start} on: {error}", "SIRA_BAD_REQUEST") from error
+    if lengths.max(initial=0) > 0xFFFF:
+        at = int(lengths.argmax())
+        raise InvalidError(
+            f"SIRA_BAD_KEY: key {start + at}: {lengths[at]} bytes: {page[at][:80]!r}...", "SIRA_BAD_KEY"
+        )
+    header = KEY_LIST + struct.pack("<II", len(page), len(options))
+    body = b"".join((header, options, text, lengths.astype("<u2").tobytes()))
+    if len(body) > MAX_REQUEST and len(page) > 1:
+        half = len(page) // 2
+        yield from _key_lists(page[:half], start, options)
+        yield from _key_lists(page[half:], start + half, options)
+    else:
+        yield len(page), body
 
 
 def axis_names(axes: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 import samples
 import sira_store
-from sira_store import Item, PutResult
+from sira_store import Item, PutResult, _wire
 
 
 def stored(results: list[PutResult | sira_store.SiraError]) -> list[PutResult]:
@@ -235,6 +236,20 @@ class TestLookups:
         assert sira.exists_many([f"{ns}/1"] * 9).leading == 9
         empty = sira.exists_many([])
         assert (len(empty), empty.leading, list(empty)) == (0, 0, [])
+
+    def test_lists_of_keys_are_packed_as_ever(self) -> None:
+        golden = Path(__file__).parents[2] / "crates/wire/tests/golden/keys.hex"
+        ((count, body),) = _wire.key_lists(["ns/a", "ns/…", "other/b:c"], "0f" * 32)
+        assert (count, body) == (3, bytes.fromhex(golden.read_text()))
+        assert list(_wire.key_lists([])) == []
+
+    def test_what_cannot_be_packed_is_refused(self, sira: sira_store.Client, ns: str) -> None:
+        for bad in ("x" * 70_000, f"{ns}/{'é' * 40_000}"):
+            with pytest.raises(sira_store.InvalidError, match="SIRA_BAD_KEY: key 1"):
+                sira.exists_many([f"{ns}/a", bad])
+        for bad in (7, None, f"{ns}/\ud800"):
+            with pytest.raises(sira_store.InvalidError, match="SIRA_BAD_REQUEST: keys"):
+                sira.exists_many([f"{ns}/a", bad])  # type: ignore[list-item]
 
     @pytest.mark.parametrize("count, pad", [(65_540, ""), (10_000, "long" * 120)], ids=["keys", "bytes"])
     def test_more_than_a_request_takes(self, sira: sira_store.Client, ns: str, count: int, pad: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import struct
 from collections.abc import Iterable
 from typing import Any
 
@@ -243,6 +244,43 @@ def test_lookups_and_deletes(plain: flight.FlightClient, ns: str) -> None:
     dry = act(plain, "delete_prefix", prefix=f"{ns}/", dry_run=True)
     assert (dry["keys"], dry["bytes"], dry["failed"]) == (7, 7, [])
     assert act(plain, "delete_prefix", prefix=f"{ns}/")["keys"] == 7
+
+
+def key_list(keys: list[bytes], options: bytes = b"") -> bytes:
+    """A list of keys in binary form."""
+    lengths = struct.pack(f"<{len(keys)}H", *map(len, keys))
+    return struct.pack("<4sII", b"\0SK\1", len(keys), len(options)) + options + b"".join(keys) + lengths
+
+
+def raw(plain: flight.FlightClient, action: str, body: bytes) -> dict[str, Any]:
+    (result,) = plain.do_action(flight.Action(action, body))
+    return dict(json.loads(result.body.to_pybytes()))
+
+
+def test_binary_lists_of_keys(plain: flight.FlightClient, ns: str) -> None:
+    put_many(plain, [({"items": [item(f"{ns}/{i}", [1]) for i in ("a", "é")]}, bytes(2))])
+    keys = [f"{ns}/{i}" for i in ("a", "b", "é")]
+    body = key_list([key.encode() for key in keys])
+    assert raw(plain, "exists_many", body) == act(plain, "exists_many", keys=keys)
+    demand = b'{"kv_spec":"' + b"0f" * 32 + b'"}'
+    assert raw(plain, "exists_many", key_list([keys[0].encode()], demand))["leading"] == 0
+    # Large ones go another way through the server.
+    many = [f"{ns}/{'x' * 500}{i}".encode() for i in range(2000)] + [keys[0].encode()]
+    assert raw(plain, "exists_many", key_list(many))["count"] == 2001
+    assert raw(plain, "exists_many", key_list([]))["count"] == 0
+    for wrong in (
+        body[:-1],
+        body + b"x",
+        body[:4],
+        b"\0XY" + body[3:],
+        key_list([b"ns/\xff"]),
+        key_list([b"ns"]),
+    ):
+        with pytest.raises(pa.ArrowInvalid, match="SIRA_BAD_"):
+            raw(plain, "exists_many", wrong)
+    with pytest.raises(pa.ArrowInvalid, match="a delete takes none"):
+        raw(plain, "delete_many", key_list([keys[0].encode()], demand))
+    assert raw(plain, "delete_many", body) == {"deleted": 2, "missing": [keys[1]], "failed": []}
 
 
 def test_bad_tickets(plain: flight.FlightClient, ns: str) -> None:

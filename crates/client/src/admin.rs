@@ -2,12 +2,13 @@
 
 use futures::{Stream, TryStreamExt, stream};
 use sira_tensor::kv::KvSpec;
-use sira_wire::many::{DeleteManyAnswer, DeletePrefixAnswer, KeysRequest, PrefixRequest};
+use sira_wire::many::{DeleteManyAnswer, DeletePrefixAnswer, PrefixRequest};
 use sira_wire::namespace::{
     KvSpecAnswer, KvSpecRequest, NamespaceEntry, NamespaceRequest, NamespacesAnswer, Policy, RouteAnswer, RouteRequest,
 };
 use sira_wire::{Consistency, EmptyRequest, Entry, Key, ListRequest, VERSION};
 
+use crate::client::answer;
 use crate::{Client, ClientError, batches};
 
 impl Client {
@@ -50,11 +51,10 @@ impl Client {
     /// # }
     /// ```
     pub async fn delete_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> Result<DeleteManyAnswer, ClientError> {
-        let keys = batches::keys(keys)?;
+        let batches = batches::pack(keys, None)?;
         let mut sum = DeleteManyAnswer::default();
-        for batch in batches::split(&keys) {
-            let request = KeysRequest { v: VERSION, keys: batch.iter().map(Key::to_string).collect(), kv_spec: None };
-            let answer: DeleteManyAnswer = self.action("delete_many", &request).await?;
+        for batch in batches {
+            let answer: DeleteManyAnswer = answer("delete_many", self.ask("delete_many", batch.body).await?)?;
             sum.deleted += answer.deleted;
             sum.missing.extend(answer.missing);
             sum.failed.extend(answer.failed);

@@ -1,12 +1,14 @@
 //! Lists of keys, in requests that a server takes.
 
-use sira_wire::many::MAX_KEYS;
+use std::collections::BTreeSet;
+
+use sira_wire::many::{KeysBody, MAX_KEYS};
 use sira_wire::{Key, WireError};
 
 use crate::ClientError;
 
-/// Bytes of keys in one request, as JSON. A server reads requests up to 8 MiB.
-const MAX_TEXT: usize = 4 << 20;
+/// Bytes of a request to which no key is added. A server reads requests up to 8 MiB.
+const FULL: usize = 4 << 20;
 
 /// Parses keys; an error says which one is wrong, as a server's does.
 pub(crate) fn keys(texts: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Vec<Key>, ClientError> {
@@ -18,38 +20,69 @@ pub(crate) fn keys(texts: impl IntoIterator<Item = impl AsRef<str>>) -> Result<V
     Ok(keys)
 }
 
-/// Cuts keys into runs that fit in a request each.
-pub(crate) fn split(keys: &[Key]) -> impl Iterator<Item = &[Key]> {
-    let mut rest = keys;
-    std::iter::from_fn(move || {
-        let mut text = 0;
-        let fits = |key: &&Key| {
-            // Quotes, a comma, and a backslash before each of the two characters that JSON escapes: others that it escapes are in no key.
-            text += key.as_str().len() + key.as_str().matches(['"', '\\']).count() + 3;
-            text <= MAX_TEXT
-        };
-        let len = rest.iter().take(MAX_KEYS).take_while(fits).count();
-        let run = rest.split_off(..len)?;
-        (!run.is_empty()).then_some(run)
-    })
+/// Keys of one request.
+pub(crate) struct Batch {
+    /// How many.
+    pub count: usize,
+    /// Theirs.
+    pub namespaces: BTreeSet<String>,
+    /// The request's body.
+    pub body: Vec<u8>,
+}
+
+impl Batch {
+    fn of(body: KeysBody) -> Result<Batch, ClientError> {
+        let count = body.count();
+        let (body, namespaces) = body.finish()?;
+        Ok(Batch { count, namespaces: namespaces.into_iter().collect(), body })
+    }
+}
+
+/// Packs keys into the bodies of as few requests as may be; an error says which key is wrong, as a server's does.
+pub(crate) fn pack(texts: impl IntoIterator<Item = impl AsRef<str>>, kv_spec: Option<&str>) -> Result<Vec<Batch>, ClientError> {
+    let (mut batches, mut body) = (Vec::new(), KeysBody::new(kv_spec, 0));
+    for (i, text) in texts.into_iter().enumerate() {
+        if body.count() == MAX_KEYS || body.bytes() >= FULL {
+            batches.push(Batch::of(std::mem::replace(&mut body, KeysBody::new(kv_spec, i)))?);
+        }
+        body.push(text.as_ref())?;
+    }
+    if body.count() > 0 {
+        batches.push(Batch::of(body)?);
+    }
+    Ok(batches)
 }
 
 #[cfg(test)]
 mod tests {
+    use sira_wire::many::KeysRequest;
+
     use super::*;
 
     #[test]
-    fn runs_fit_in_a_request_and_lose_no_key() {
-        assert_eq!(split(&[]).count(), 0);
-        let many = keys((0..MAX_KEYS + 1).map(|i| format!("n/{i}"))).unwrap();
-        assert_eq!(split(&many).map(<[Key]>::len).collect::<Vec<_>>(), [MAX_KEYS, 1]);
-        let long = keys((0..20_000).map(|i| format!("n/{i:05}{}", "\"".repeat(500)))).unwrap();
-        let runs: Vec<&[Key]> = split(&long).collect();
-        assert!(runs.len() > 1 && runs.concat() == long);
-        for run in runs {
-            let texts: Vec<&str> = run.iter().map(Key::as_str).collect();
-            assert!(serde_json::to_vec(&texts).unwrap().len() <= MAX_TEXT + 2);
+    fn requests_are_full_and_lose_no_key() {
+        assert!(pack([""; 0], None).unwrap().is_empty());
+        let many = pack((0..MAX_KEYS + 1).map(|i| format!("n/{i}")), None).unwrap();
+        assert_eq!(many.iter().map(|batch| batch.count).collect::<Vec<_>>(), [MAX_KEYS, 1]);
+        let long: Vec<String> = (0..20_000).map(|i| format!("n{}/{i:05}{}", i % 2, "x".repeat(500))).collect();
+        let (hash, mut unpacked) = ("0f".repeat(32), Vec::new());
+        for batch in pack(&long, Some(&hash)).unwrap() {
+            assert!(batch.body.len() < FULL + 200_000);
+            assert_eq!(batch.namespaces.iter().collect::<Vec<_>>(), ["n0", "n1"]);
+            let (keys, kv_spec) = KeysRequest::parse(&batch.body).unwrap();
+            assert!(keys.len() == batch.count && kv_spec.as_ref() == Some(&hash));
+            unpacked.extend(keys.iter().map(str::to_owned));
         }
-        assert!(keys(["n/a", "b"]).unwrap_err().to_string().starts_with("SIRA_BAD_KEY: key 1: "));
+        assert!(unpacked == long);
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_by_its_place_among_all() {
+        for texts in [vec!["n/a", "b"], vec!["n/a", &"b".repeat(70_000)]] {
+            assert!(pack(&texts, None).err().unwrap().to_string().starts_with("SIRA_BAD_KEY: key 1: "));
+            assert!(keys(texts).unwrap_err().to_string().starts_with("SIRA_BAD_KEY: key 1: "));
+        }
+        let late = (0..MAX_KEYS + 2).map(|i| if i > MAX_KEYS { "n" } else { "n/k" });
+        assert!(pack(late, None).err().unwrap().to_string().starts_with("SIRA_BAD_KEY: key 65537: "));
     }
 }

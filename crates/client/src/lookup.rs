@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sira_wire::many::ExistsManyAnswer;
 use sira_wire::{ExistsAnswer, Key, KeyRequest, VERSION};
@@ -87,21 +86,21 @@ impl Lookups {
         }
     }
 
-    fn are_caches(&self, namespaces: &BTreeSet<&str>) -> bool {
+    fn are_caches(&self, namespaces: &BTreeSet<String>) -> bool {
         let learnt = self.learnt.read();
-        namespaces.iter().all(|name| self.told.contains(*name) || learnt.contains(*name))
+        namespaces.iter().all(|name| self.told.contains(name) || learnt.contains(name))
     }
 
     /// Remembers what an answer said: whether all of these are caches.
-    fn learn(&self, namespaces: &BTreeSet<&str>, cache: bool) {
-        if cache == namespaces.iter().all(|name| self.learnt.read().contains(*name)) {
+    fn learn(&self, namespaces: &BTreeSet<String>, cache: bool) {
+        if cache == namespaces.iter().all(|name| self.learnt.read().contains(name)) {
             return;
         }
         let mut learnt = self.learnt.write();
         if cache {
-            learnt.extend(namespaces.iter().map(|name| (*name).to_owned()));
+            learnt.extend(namespaces.iter().cloned());
         } else if let (Some(only), 1) = (namespaces.first(), namespaces.len()) {
-            learnt.remove(*only);
+            learnt.remove(only);
         }
     }
 }
@@ -109,21 +108,21 @@ impl Lookups {
 /// One lookup on its way: how long it has, and what no answer means.
 struct Asking<'a> {
     client: &'a Client,
-    namespaces: BTreeSet<&'a str>,
+    namespaces: BTreeSet<String>,
     limit: Option<Duration>,
     until: Option<Instant>,
 }
 
 impl<'a> Asking<'a> {
-    fn new(client: &'a Client, namespaces: BTreeSet<&'a str>, deadline: Deadline) -> Asking<'a> {
+    fn new(client: &'a Client, namespaces: BTreeSet<String>, deadline: Deadline) -> Asking<'a> {
         let limit = client.lookups.limit(deadline);
         // A deadline past the end of the clock is none.
         Asking { client, namespaces, limit, until: limit.and_then(|limit| Instant::now().checked_add(limit)) }
     }
 
     /// The answer; `None` where there was none, and none is a miss.
-    async fn ask<T: DeserializeOwned>(&self, action: &str, request: &impl Serialize) -> Result<Option<T>, ClientError> {
-        let asked = self.client.ask(action, json(request)?);
+    async fn ask<T: DeserializeOwned>(&self, action: &str, body: Vec<u8>) -> Result<Option<T>, ClientError> {
+        let asked = self.client.ask(action, body);
         let answered = match self.until {
             Some(until) => tokio::time::timeout_at(until, asked).await,
             None => Ok(asked.await),
@@ -211,9 +210,9 @@ impl Client {
     /// ```
     pub async fn exists_with(&self, key: &str, options: &LookupOptions) -> Result<Option<u64>, ClientError> {
         let key: Key = key.parse()?;
-        let asking = Asking::new(self, [key.namespace()].into(), options.deadline);
+        let asking = Asking::new(self, [key.namespace().to_owned()].into(), options.deadline);
         let request = KeyRequest { v: VERSION, key: key.to_string(), kv_spec: options.kv_spec.clone() };
-        let Some(answer) = asking.ask::<ExistsAnswer>("exists", &request).await? else { return Ok(None) };
+        let Some(answer) = asking.ask::<ExistsAnswer>("exists", json(&request)?).await? else { return Ok(None) };
         self.lookups.learn(&asking.namespaces, answer.cache);
         match (answer.exists, answer.version) {
             (true, None) => Err(ClientError::protocol("a key that exists without a version")),
@@ -239,37 +238,23 @@ impl Client {
         keys: impl IntoIterator<Item = impl AsRef<str>>,
         options: &LookupOptions,
     ) -> Result<Lookup, ClientError> {
-        let keys = batches::keys(keys)?;
-        let asking = Asking::new(self, namespaces(&keys), options.deadline);
-        let mut exists = Vec::with_capacity(keys.len());
-        for batch in batches::split(&keys) {
-            let request = Question { v: VERSION, keys: batch.iter().map(Key::as_str).collect(), kv_spec: options.kv_spec.as_deref() };
-            let Some(answer) = asking.ask::<ExistsManyAnswer>("exists_many", &request).await? else {
-                return Ok(Lookup::of(vec![false; keys.len()]));
+        let batches = batches::pack(keys, options.kv_spec.as_deref())?;
+        let count = batches.iter().map(|batch| batch.count).sum();
+        let namespaces = batches.iter().flat_map(|batch| batch.namespaces.iter().cloned()).collect();
+        let asking = Asking::new(self, namespaces, options.deadline);
+        let mut exists = Vec::with_capacity(count);
+        for batch in batches {
+            let Some(answer) = asking.ask::<ExistsManyAnswer>("exists_many", batch.body).await? else {
+                return Ok(Lookup::of(vec![false; count]));
             };
-            if answer.count != batch.len() {
-                return Err(ClientError::protocol(format!("an answer about {} keys to a question about {}", answer.count, batch.len())));
+            if answer.count != batch.count {
+                return Err(ClientError::protocol(format!("an answer about {} keys to a question about {}", answer.count, batch.count)));
             }
             exists.extend(answer.exists().map_err(ClientError::protocol)?);
-            self.lookups.learn(&namespaces(batch), answer.cache);
+            self.lookups.learn(&batch.namespaces, answer.cache);
         }
         Ok(Lookup::of(exists))
     }
-}
-
-/// A [`sira_wire::many::KeysRequest`] that leaves its keys where they are.
-#[derive(Serialize)]
-struct Question<'a> {
-    v: u32,
-    keys: Vec<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kv_spec: Option<&'a str>,
-}
-
-/// The namespaces of keys, which mostly come one namespace after another.
-fn namespaces(keys: &[Key]) -> BTreeSet<&str> {
-    let runs = keys.chunk_by(|a, b| a.namespace() == b.namespace());
-    runs.filter_map(|run| Some(run.first()?.namespace())).collect()
 }
 
 #[cfg(test)]
@@ -279,15 +264,16 @@ mod tests {
     #[test]
     fn caches_are_told_or_learnt_and_unlearnt() {
         let lookups = Lookups { told: Arc::new(["told".to_owned()].into()), ..Lookups::default() };
-        assert!(lookups.are_caches(&["told"].into()) && !lookups.are_caches(&["told", "a"].into()));
-        lookups.learn(&["a", "b"].into(), true);
-        assert!(lookups.clone().are_caches(&["told", "a", "b"].into()));
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        assert!(lookups.are_caches(&set(&["told"])) && !lookups.are_caches(&set(&["told", "a"])));
+        lookups.learn(&set(&["a", "b"]), true);
+        assert!(lookups.clone().are_caches(&set(&["told", "a", "b"])));
         // One of the two is no cache: which one, this answer does not say.
-        lookups.learn(&["a", "b"].into(), false);
-        lookups.learn(&["b"].into(), false);
-        assert!(lookups.are_caches(&["a"].into()) && !lookups.are_caches(&["b"].into()));
-        lookups.learn(&["told"].into(), false);
-        assert!(lookups.are_caches(&["told"].into()), "what the user said stands");
+        lookups.learn(&set(&["a", "b"]), false);
+        lookups.learn(&set(&["b"]), false);
+        assert!(lookups.are_caches(&set(&["a"])) && !lookups.are_caches(&set(&["b"])));
+        lookups.learn(&set(&["told"]), false);
+        assert!(lookups.are_caches(&set(&["told"])), "what the user said stands");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Actions: JSON in, JSON out.
+//! Actions: JSON in (or, of many keys, their binary list), JSON out.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use sira_backend::HealthStatus;
 use sira_store::{Operation, StorageClient};
 use sira_wire::many::{ExistsManyAnswer, KeysRequest, PrefixRequest};
 use sira_wire::namespace::{KvSpecRequest, NamespaceRequest, NamespacesAnswer, RouteRequest};
-use sira_wire::{Code, DeleteAnswer, DeleteRequest, EmptyRequest, ExistsAnswer, Key, KeyRequest, ListAnswer, ListRequest, WireError};
+use sira_wire::{Code, DeleteAnswer, DeleteRequest, EmptyRequest, ExistsAnswer, KeyRequest, ListAnswer, ListRequest, WireError};
 use tonic::Status;
 
 use crate::status::{of_store, of_wire, refuse, unsupported};
@@ -81,8 +81,8 @@ pub(crate) async fn run(store: &StorageClient, action: &Action) -> Result<Vec<u8
         }
         "exists_many" => {
             let (keys, kv_spec) = KeysRequest::parse(body).map_err(wire)?;
-            let cache = store.are_caches(keys.iter().map(Key::namespace));
-            let exists = store.exists_many(keys, kv_spec.as_deref()).await.map_err(of_store)?;
+            let cache = store.are_caches(keys.namespaces());
+            let exists = store.exists_many(&keys, kv_spec.as_deref()).await.map_err(of_store)?;
             json(&ExistsManyAnswer::of(&exists, cache))
         }
         "delete_many" => {
@@ -90,7 +90,7 @@ pub(crate) async fn run(store: &StorageClient, action: &Action) -> Result<Vec<u8
             if kv_spec.is_some() {
                 return Err(refuse(Code::BadRequest, "kv_spec: a delete takes none"));
             }
-            json(&store.delete_many(keys).await)
+            json(&store.delete_many(keys.to_keys()).await)
         }
         "delete_prefix" => {
             let request = PrefixRequest::parse(body).map_err(wire)?;

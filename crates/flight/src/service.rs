@@ -11,12 +11,14 @@ use arrow_flight::{
 use arrow_ipc::writer::IpcWriteOptions;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use prost::Message as _;
 use sira_store::{Demands, Operation, Reader, Snapshot, StorageClient};
 use sira_tensor::{TensorSpec, region};
 use sira_wire::many::ManyTicket;
 use sira_wire::{Code, Entry, Key, ListRequest, Ticket as Wanted};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::arrival::Message;
 use crate::get::Held;
 use crate::get_many::{self, Many};
 use crate::seats::Guest;
@@ -252,8 +254,11 @@ impl FlightService for Flight {
         Err(refuse(Code::Internal, "DoPut reached the generated service"))
     }
 
-    async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
-        let action = request.into_inner();
+    async fn do_action(&self, mut request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
+        let action = match request.extensions_mut().remove::<Message>() {
+            Some(Message(bytes)) => Action::decode(bytes).map_err(|e| refuse(Code::BadRequest, format!("action: {e}")))?,
+            None => request.into_inner(),
+        };
         let counted = actions::operation(&action).map(|operation| self.store.request(operation));
         let body = actions::run(&self.store, &action).await;
         if let Some(mut counted) = counted {

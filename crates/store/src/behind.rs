@@ -9,6 +9,7 @@ use sira_backend::Durability;
 use sira_wire::Key;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::catalog::Presence;
 use crate::client::{Inner, Tier};
 use crate::hot::HotPart;
 use crate::namespaces::Promise;
@@ -65,6 +66,11 @@ impl Behind {
 
     pub fn record(&self, key: &Key) -> Option<TensorRecord> {
         self.waiting.lock().get(key.as_str()).map(|w| w.record.clone())
+    }
+
+    /// What is known of `key` by the record that waits.
+    pub fn presence(&self, key: &str) -> Option<Presence> {
+        self.waiting.lock().get(key).map(|w| Presence::of(Some(&w.record)))
     }
 
     /// The bytes of a waiting write, part by part.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use sira_wire::Key;
-use sira_wire::many::{DeleteManyAnswer, DeletePrefixAnswer, FailedKey};
+use sira_wire::many::{DeleteManyAnswer, DeletePrefixAnswer, FailedKey, KeyList};
 
-use crate::catalog::{Presence, tag};
+use crate::catalog::tag;
 use crate::client::Inner;
 use crate::{StorageClient, StoreError};
 
@@ -21,29 +21,28 @@ const FEW: usize = 64;
 
 impl StorageClient {
     /// Whether each key exists and follows the kv spec that is demanded.
-    pub async fn exists_many(&self, keys: Vec<Key>, kv_spec: Option<&str>) -> Result<Vec<bool>, StoreError> {
+    pub async fn exists_many(&self, keys: &KeyList<'_>, kv_spec: Option<&str>) -> Result<Vec<bool>, StoreError> {
         let inner = &self.inner;
         let (now, wanted) = (inner.now(), kv_spec.map(tag));
         // First what waits to be written behind, then the index, into which it moves meanwhile.
         let waiting = !inner.behind.is_empty();
-        let known = |key: &Key| {
-            let record = if waiting { inner.behind.record(key) } else { None };
-            record.map(|record| Presence::of(Some(&record))).or_else(|| inner.catalog.remembered(key))
-        };
-        let mut found: Vec<Option<Presence>> = keys.iter().map(known).collect();
-        let unknown: Vec<usize> = (0..keys.len()).filter(|&i| found[i].is_none()).collect();
-        let keys = Arc::new(keys);
-        if unknown.len() <= FEW {
-            for i in unknown {
-                found[i] = Some(inner.catalog.presence(&keys[i])?);
+        let (mut exists, mut unknown) = (Vec::with_capacity(keys.len()), Vec::new());
+        for (i, key) in keys.iter().enumerate() {
+            let waits = if waiting { inner.behind.presence(key) } else { None };
+            let known = waits.or_else(|| inner.catalog.remembered(key));
+            if known.is_none() {
+                unknown.push((i, key.parse::<Key>()?));
             }
-        } else {
-            let (catalog, keys) = (inner.catalog.clone(), keys.clone());
-            let look = move || unknown.into_iter().map(|i| Ok((i, catalog.presence(&keys[i])?))).collect::<Result<Vec<_>, StoreError>>();
-            let looked = inner.seams.work(look).await.ok_or_else(|| StoreError::Internal("a lookup has died".into()))??;
-            looked.into_iter().for_each(|(i, presence)| found[i] = Some(presence));
+            exists.push(known.is_some_and(|presence| presence.holds(now, wanted)));
         }
-        Ok(found.into_iter().map(|presence| presence.is_some_and(|presence| presence.holds(now, wanted))).collect())
+        let catalog = inner.catalog.clone();
+        let few = unknown.len() <= FEW;
+        let look = move || unknown.iter().map(|(i, key)| Ok((*i, catalog.presence(key)?))).collect::<Result<Vec<_>, StoreError>>();
+        let looked = if few { Some(look()) } else { inner.seams.work(look).await };
+        for (i, presence) in looked.ok_or_else(|| StoreError::Internal("a lookup has died".into()))?? {
+            exists[i] = presence.holds(now, wanted);
+        }
+        Ok(exists)
     }
 
     /// Whether all of these namespaces are caches; false of none at all.

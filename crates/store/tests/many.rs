@@ -12,6 +12,7 @@ use common::{World, bytes, key, payload, spec};
 use sira_backend::StorageBackend;
 use sira_store::{Demands, PartSpec, Seams, StorageClient, StoreError, WriteOptions};
 use sira_tensor::kv::KvSpec;
+use sira_wire::many::KeyList;
 use sira_wire::namespace::{Mode, Policy, PolicyOrigin};
 use sira_wire::{Code, Condition, Consistency, Key};
 
@@ -146,7 +147,7 @@ async fn lookups_of_many_keys_say_what_single_ones_say() {
         store.delete(&keys[i], None).await.unwrap();
     }
     let agree = async |store: &StorageClient| {
-        let many = store.exists_many(keys.clone(), None).await.unwrap();
+        let many = store.exists_many(&KeyList::new(keys.iter().map(Key::as_str)).unwrap(), None).await.unwrap();
         let single: Vec<bool> = keys.iter().map(|key| store.exists(key, None).unwrap().is_some()).collect();
         assert_eq!(many, single);
         many.into_iter().filter(|exists| *exists).count()
@@ -209,9 +210,9 @@ async fn kv_specs_are_demanded() {
         assert!(store.snapshot(&key("ns/k"), &demand(&hash)).is_ok());
         assert_eq!(store.snapshot(&key("ns/k"), &demand(&other)).err().unwrap().code(), Code::NotFound);
         assert_eq!(store.snapshot(&key("ns/plain"), &demand(&hash)).err().unwrap().code(), Code::NotFound);
-        let keys = || vec![key("ns/k"), key("ns/plain"), key("ns/none")];
-        assert_eq!(store.exists_many(keys(), Some(&hash)).await.unwrap(), [true, false, false]);
-        assert_eq!(store.exists_many(keys(), Some(&other)).await.unwrap(), [false; 3]);
+        let keys = KeyList::new(["ns/k", "ns/plain", "ns/none"]).unwrap();
+        assert_eq!(store.exists_many(&keys, Some(&hash)).await.unwrap(), [true, false, false]);
+        assert_eq!(store.exists_many(&keys, Some(&other)).await.unwrap(), [false; 3]);
         let entry = store.info(&key("ns/k")).unwrap();
         assert_eq!((entry.kv_spec.as_deref(), entry.axes), (Some(hash.as_str()), vec!["byte".to_string()]));
         assert_eq!(store.kv_spec(&hash).await.unwrap().spec, of("a"));
@@ -396,7 +397,7 @@ async fn what_is_acknowledged_is_found_while_it_is_written_behind() {
         let name = format!("ns/{i:03}");
         store.store(key(&name), spec(100), &payload(100, 1), weak.clone()).await.unwrap();
         for _ in 0..5 {
-            assert_eq!(store.exists_many(vec![key(&name)], None).await.unwrap(), [true], "{name}");
+            assert_eq!(store.exists_many(&KeyList::new([&name]).unwrap(), None).await.unwrap(), [true], "{name}");
             assert_eq!(store.list(&name, None, 10).unwrap().0.len(), 1, "{name}");
         }
     }

@@ -43,32 +43,46 @@ impl FromStr for Key {
     type Err = WireError;
 
     fn from_str(text: &str) -> Result<Key, WireError> {
-        let refuse = |reason: String| Err(WireError::new(Code::BadKey, format!("{:?}: {reason}", shortened(text))));
-        let Some(slash) = text.find('/') else {
-            return refuse("a key is namespace/rest, with a / between".into());
-        };
-        let (namespace, rest) = (&text[..slash], &text[slash + 1..]);
-        if namespace.is_empty() || namespace.len() > MAX_NAMESPACE {
-            return refuse(format!("the namespace has {} bytes; it may have 1 to {MAX_NAMESPACE}", namespace.len()));
-        }
-        if rest.is_empty() || rest.len() > MAX_KEY {
-            return refuse(format!("{} bytes after the namespace; there may be 1 to {MAX_KEY}", rest.len()));
-        }
-        if let Some(c) = control(text) {
-            return refuse(format!("control character {c:?}; none is allowed"));
-        }
-        if namespace == "." || (text.contains("..") && text.split('/').any(|segment| segment == "..")) {
-            return refuse("a segment is \"..\", or the namespace \".\"; neither is allowed".into());
-        }
+        let slash = check(text)?;
         Ok(Key { text: text.to_string(), slash })
     }
 }
 
-/// The first control character. A lookup has thousands of keys: those in ASCII, most of them, are looked at byte by byte.
+/// Whether `text` is a key: where its namespace ends.
+pub(crate) fn check(text: &str) -> Result<usize, WireError> {
+    let refuse = |reason: String| Err(WireError::new(Code::BadKey, format!("{:?}: {reason}", shortened(text))));
+    let Some(slash) = text.find('/') else {
+        return refuse("a key is namespace/rest, with a / between".into());
+    };
+    let (namespace, rest) = (&text[..slash], &text[slash + 1..]);
+    if namespace.is_empty() || namespace.len() > MAX_NAMESPACE {
+        return refuse(format!("the namespace has {} bytes; it may have 1 to {MAX_NAMESPACE}", namespace.len()));
+    }
+    if rest.is_empty() || rest.len() > MAX_KEY {
+        return refuse(format!("{} bytes after the namespace; there may be 1 to {MAX_KEY}", rest.len()));
+    }
+    if let Some(c) = control(text) {
+        return refuse(format!("control character {c:?}; none is allowed"));
+    }
+    if namespace == "." || (text.contains("..") && text.split('/').any(|segment| segment == "..")) {
+        return refuse("a segment is \"..\", or the namespace \".\"; neither is allowed".into());
+    }
+    Ok(slash)
+}
+
+/// Whether nothing in `text` is against the rules of keys but for where namespaces and keys begin and end. Most texts are as plain as this looks for.
+pub(crate) fn is_plain(text: &str) -> bool {
+    is_printable(text) && !text.contains("..")
+}
+
+/// Whether `text` is printable ASCII. Without a branch a byte, so that it is done many at a time.
+fn is_printable(text: &str) -> bool {
+    text.bytes().fold(true, |plain, byte| plain & (0x20..0x7f).contains(&byte))
+}
+
+/// The first control character.
 fn control(text: &str) -> Option<char> {
-    // Without a branch a byte, so that it is done many at a time.
-    let plain = text.bytes().fold(true, |plain, byte| plain & (0x20..0x7f).contains(&byte));
-    if plain { None } else { text.chars().find(|c| c.is_control()) }
+    if is_printable(text) { None } else { text.chars().find(|c| c.is_control()) }
 }
 
 /// Enough of a refused text to recognise it; it may be of any length.

@@ -3,6 +3,7 @@
 mod entry;
 mod error;
 mod key;
+mod keys;
 pub mod many;
 pub mod namespace;
 mod options;

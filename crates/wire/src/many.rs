@@ -1,6 +1,5 @@
 //! Many keys in one round trip: lookups and deletes as actions, tensors as one stream of raw bytes each way (docs/wire.md, "Many keys").
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use base64::Engine;
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sira_tensor::{TensorSpec, kv};
 
 use crate::entry::PutAnswer;
+pub use crate::keys::{KeyList, KeysBody, KeysRequest};
 use crate::options::{check_kv_spec, check_ttl, dtype, refuse};
 use crate::request::{Versioned, parse, versioned};
 use crate::{Code, Condition, Consistency, Key, VERSION, WireError};
@@ -26,58 +26,6 @@ pub const DATA: &str = "data";
 pub const ALIGN: u64 = 64;
 
 versioned!(PrefixRequest, ManyTicket, ManyCommand);
-
-/// The body of `exists_many` and `delete_many`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KeysRequest {
-    /// Version of the contract.
-    pub v: u32,
-    /// The keys' texts.
-    pub keys: Vec<String>,
-    /// Of a lookup: hash of the kv spec that the keys must follow.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kv_spec: Option<String>,
-}
-
-impl KeysRequest {
-    /// Reads an action's body: the keys, and the kv spec that is demanded.
-    pub fn parse(body: &[u8]) -> Result<(Vec<Key>, Option<String>), WireError> {
-        let request: Keys<'_> = parse("body", body)?;
-        request.kv_spec.as_deref().map_or(Ok(()), check_kv_spec)?;
-        Ok((keys(request.keys.iter().map(|text| &*text.0))?, request.kv_spec))
-    }
-}
-
-/// A [`KeysRequest`] whose keys stay where they are in the body: there are thousands.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Keys<'a> {
-    v: u32,
-    #[serde(borrow)]
-    keys: Vec<Text<'a>>,
-    #[serde(default)]
-    kv_spec: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl Versioned for Keys<'_> {
-    fn version(&self) -> u32 {
-        self.v
-    }
-}
-
-/// Parses all keys of a request; the error says which one is wrong.
-fn keys<'a>(texts: impl ExactSizeIterator<Item = &'a str>) -> Result<Vec<Key>, WireError> {
-    if texts.len() > MAX_KEYS {
-        return Err(refuse(format!("{} keys; one request takes at most {MAX_KEYS}", texts.len())));
-    }
-    let parsed =
-        texts.enumerate().map(|(i, text)| text.parse().map_err(|e: WireError| WireError::new(e.code, format!("key {i}: {}", e.message))));
-    parsed.collect()
-}
 
 /// The answer of `exists_many`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,7 +162,7 @@ impl ManyTicket {
             for name in ticket.parts.iter().flatten() {
                 kv::part_name(name).map_err(|e| refuse(e.to_string()))?;
             }
-            Ok((keys(ticket.keys.iter().map(String::as_str))?, ticket))
+            Ok((KeyList::new(&ticket.keys)?.to_keys(), ticket))
         }))
     }
 }

@@ -7,24 +7,29 @@ use serde::{Deserialize, Serialize};
 use crate::options::check_kv_spec;
 use crate::{Code, Key, VERSION, WireError};
 
-/// Bytes of a JSON request; more is refused before it is parsed.
-const MAX_JSON: usize = 8 << 20;
+/// Bytes of a request; more is refused before it is parsed.
+pub(crate) const MAX_BODY: usize = 8 << 20;
 
 /// Parses the JSON of a request and checks its `v`.
 pub(crate) fn parse<'a, T: Deserialize<'a> + Versioned>(what: &str, json: &'a [u8]) -> Result<T, WireError> {
+    let request: T = object(what, json)?;
+    match request.version() {
+        VERSION => Ok(request),
+        other => Err(WireError::new(Code::BadRequest, format!("{what}: v is {other}; this server speaks {VERSION}"))),
+    }
+}
+
+/// Parses a JSON object.
+pub(crate) fn object<'a, T: Deserialize<'a>>(what: &str, json: &'a [u8]) -> Result<T, WireError> {
     let refuse = |reason: String| WireError::new(Code::BadRequest, format!("{what}: {reason}"));
-    if json.len() > MAX_JSON {
-        return Err(refuse(format!("{} bytes; at most {MAX_JSON} are read", json.len())));
+    if json.len() > MAX_BODY {
+        return Err(refuse(format!("{} bytes; at most {MAX_BODY} are read", json.len())));
     }
     // serde would take an array for a struct, its items for the fields in their order.
     if json.trim_ascii_start().first() != Some(&b'{') {
         return Err(refuse("not a JSON object, which begins with {".to_owned()));
     }
-    let request: T = serde_json::from_slice(json).map_err(|e| refuse(e.to_string()))?;
-    match request.version() {
-        VERSION => Ok(request),
-        other => Err(refuse(format!("v is {other}; this server speaks {VERSION}"))),
-    }
+    serde_json::from_slice(json).map_err(|e| refuse(e.to_string()))
 }
 
 pub(crate) trait Versioned {

@@ -20,7 +20,9 @@ use arrow_schema::{DataType, Field, Schema};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use sira_client::{Client, FailedKey, PutAnswer, TensorSpec};
-use sira_wire::many::{GetMessage, KeyHeader, ManyCommand, ManyTicket, PutItem, PutManyAnswer, PutMessage, PutResult as Outcome, Segment};
+use sira_wire::many::{
+    GetMessage, KeyHeader, KeysRequest, ManyCommand, ManyTicket, PutItem, PutManyAnswer, PutMessage, PutResult as Outcome, Segment,
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -180,13 +182,16 @@ impl FlightService for Fake {
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
         let action = request.into_inner();
-        let body = std::str::from_utf8(&action.body).unwrap();
-        let answer = match (action.r#type.as_str(), body) {
+        let body = match KeysRequest::parse(&action.body) {
+            Ok((keys, None)) => keys.iter().collect::<Vec<_>>().join(" "),
+            _ => String::from_utf8(action.body.to_vec()).unwrap(),
+        };
+        let answer = match (action.r#type.as_str(), body.as_str()) {
             ("exists", r#"{"v":1,"key":"ns/a"}"#) => r#"{"exists":true,"version":3}"#,
             ("exists", r#"{"v":1,"key":"ns/none"}"#) => r#"{"exists":false}"#,
-            ("exists_many", r#"{"v":1,"keys":["ns/a","ns/b","ns/none"]}"#) => r#"{"count":3,"leading":2,"bitmap":"Aw=="}"#,
-            ("exists_many", r#"{"v":1,"keys":["ns/a"]}"#) => r#"{"count":3,"leading":2,"bitmap":"Aw=="}"#,
-            ("delete_many", r#"{"v":1,"keys":["ns/a","ns/b"]}"#) => r#"{"deleted":1,"missing":["ns/b"],"failed":[]}"#,
+            ("exists_many", "ns/a ns/b ns/none") => r#"{"count":3,"leading":2,"bitmap":"Aw=="}"#,
+            ("exists_many", "ns/a") => r#"{"count":3,"leading":2,"bitmap":"Aw=="}"#,
+            ("delete_many", "ns/a ns/b") => r#"{"deleted":1,"missing":["ns/b"],"failed":[]}"#,
             ("delete_prefix", r#"{"v":1,"prefix":"ns/","dry_run":true}"#) => r#"{"keys":10,"bytes":100,"failed":[],"next":"ns/b"}"#,
             ("delete_prefix", r#"{"v":1,"prefix":"ns/","after":"ns/b","dry_run":true}"#) => r#"{"keys":1,"bytes":2,"failed":[]}"#,
             ("delete_prefix", r#"{"v":1,"prefix":"ns/loop","dry_run":false}"#) => r#"{"keys":1,"bytes":2,"failed":[],"next":"ns/loop"}"#,

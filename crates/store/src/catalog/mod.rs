@@ -167,13 +167,13 @@ impl Catalog {
     }
 
     /// What is remembered of `key`.
-    pub fn remembered(&self, key: &Key) -> Option<Presence> {
+    pub fn remembered(&self, key: &str) -> Option<Presence> {
         self.presences.get(key)
     }
 
     /// Whether `key` exists in the index; from memory where it was put or looked up lately.
     pub fn presence(&self, key: &Key) -> Result<Presence, StoreError> {
-        match self.presences.get(key) {
+        match self.presences.get(key.as_str()) {
             Some(presence) => Ok(presence),
             None => self.presences.learn(key, || Ok(Presence::of(self.record(key)?.as_ref()))),
         }
