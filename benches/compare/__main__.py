@@ -10,12 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from compare import mixed
 from compare.measure import Cell, Run
 from compare.peers import everyone
 from compare.peers.base import Peer
 from compare.report import merged, text
 
 SIZES = {"4K": 4 << 10, "64K": 64 << 10, "1M": 1 << 20, "16M": 16 << 20, "64M": 64 << 20}
+
+MIXED_SECONDS = 2.5
+"""A slice of the second table: p99 needs many gets."""
 
 
 def main() -> int:
@@ -53,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="3 rounds, 64 KiB and more, 1 client (16 at 1 MiB)"
     )
+    parser.add_argument("--no-mixed", action="store_true", help="without the second table, gets beside puts")
     parser.add_argument("--json", type=Path, help="where all figures go")
     parser.add_argument("--plot", type=Path, help="where the plot goes, .svg or .png")
     parser.add_argument(
@@ -67,7 +72,7 @@ def parse() -> argparse.Namespace:
 
 
 def cells(arguments: argparse.Namespace) -> list[Cell]:
-    """What is measured: both kinds of memory for a single client, for several the kind that their libraries give."""
+    """What is measured: both kinds of memory for one client, for several the kind that libraries give."""
     some = []
     for size in (SIZES[name] for name in arguments.sizes):
         for clients in arguments.clients:
@@ -97,6 +102,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             results += [result.as_json() for result in run.cell(cell, able, rounds, arguments.seconds)]
     finally:
         run.stop()
+    beside = {} if arguments.no_mixed else mixed.measure(arguments.peers, rounds, MIXED_SECONDS, say)
     return {
         "machine": {"cpus": cpus(), "kernel": platform.release(), "python": platform.python_version()},
         "peers": {peer.name: peer.about for peer in peers if peer.name not in run.missing},
@@ -105,6 +111,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "slice_s": arguments.seconds,
         "took_s": round(time.time() - began),
         "cells": results,
+        "mixed": beside,
     }
 
 

@@ -155,7 +155,7 @@ def while_others_work(document: dict[str, Any]) -> Goal:
 
 def strong_puts(document: dict[str, Any]) -> Goal:
     """From a run of another benchmark: `{"strong_put_ratios": [...]}`, one a round."""
-    what = "Strong put of 1 MiB at the StorageBackend trait, against the rocksdb crate called directly: at least 0.9x"
+    what = "Strong put of 1 MiB at StorageBackend, against the rocksdb crate called directly: at least 0.9x"
     rounds = document.get("strong_put_ratios")
     if not rounds:
         return Goal(what, "not measured here", "")

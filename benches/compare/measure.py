@@ -111,8 +111,8 @@ class Run:
         return [peer for peer in self.peers if peer.name not in self.missing]
 
     def size(self, size: int, clients: int) -> dict[str, tuple[str, ...] | str]:
-        """Prepares the first `clients` clients for tensors of `size` bytes: each puts one and compares what comes back.
-        By peer, its operations or what went wrong."""
+        """Prepares the first `clients` clients for tensors of `size` bytes: each puts one and compares what
+        comes back. By peer, its operations or what went wrong."""
         workers = self.workers[:clients]
         ask(workers, "resize", size)
         able: dict[str, tuple[str, ...] | str] = {}

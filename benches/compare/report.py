@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from compare.goals import judged
@@ -36,10 +36,9 @@ def merged(documents: Sequence[Document]) -> Document:
 def text(document: Document) -> str:
     """Everything, in Markdown."""
     machine = document["machine"]
-    parts = [
-        f"{machine['cpus']}, Linux {machine['kernel']}; {document['rounds']} rounds of {document['slice_s']} s a peer and cell, "
-        "interleaved. GB are 10^9 bytes."
-    ]
+    where = f"{machine['cpus']}, Linux {machine['kernel']}"
+    rounds = f"{document['rounds']} rounds of {document['slice_s']} s a peer and cell, interleaved"
+    parts = [f"{where}; {rounds}. GB are 10^9 bytes."]
     parts.append(table(["peer", "what it is"], [[name, about] for name, about in document["peers"].items()]))
     parts += [f"**{name} did not take part**: {why}" for name, why in document["missing"].items()]
     for key in dict.fromkeys(map(place, document["cells"])):
@@ -128,13 +127,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of Markdown that is one without it too."""
     lines = [list(heads), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    pad: Callable[[list[str]], str] = lambda line: (
-        "| "
-        + " | ".join(  # noqa: E731
-            cell.ljust(width) for cell, width in zip(line, widths, strict=True)
-        )
-        + " |"
-    )
+
+    def pad(line: list[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([pad(lines[0]), rule, *map(pad, lines[1:])])
 

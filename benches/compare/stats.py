@@ -15,7 +15,7 @@ class Spread(NamedTuple):
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of the sorted values do not exceed, between its neighbours where it falls between."""
+    """The value that `share` of the sorted values do not exceed; between two of them, the way between."""
     if not values:
         raise ValueError("no values")
     at = share * (len(values) - 1)

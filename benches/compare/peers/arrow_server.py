@@ -6,7 +6,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 
-class Server(flight.FlightServerBase):
+class Server(flight.FlightServerBase):  # type: ignore[misc]
     """Tables in memory, by their path."""
 
     def __init__(self) -> None:

@@ -40,8 +40,8 @@ class Sample:
 
 
 class Client:
-    """A connection that carries one tensor in and out. A subclass gives `put` and `get_fresh`, and `get_into` where
-    its library can receive into the caller's memory."""
+    """A connection that carries one tensor in and out. A subclass gives `put` and `get_fresh`, and `get_into`
+    where its library can receive into the caller's memory."""
 
     operations: tuple[str, ...] = ("put", "get")
 
@@ -57,6 +57,10 @@ class Client:
         """The tensor that was put last, in the caller's memory."""
         out[:] = as_bytes(self.get_fresh(out.nbytes))
 
+    def select(self, key: str) -> None:
+        """Goes on with another key."""
+        raise NotImplementedError
+
     def check(self, data: Bytes) -> None:
         """Raises where not the same bytes come back as were put."""
         self.put(data)
@@ -68,8 +72,8 @@ class Client:
                 raise ValueError("other bytes came back than were put")
 
     def run(self, operation: str, memory: str, buffers: Buffers, start: float, seconds: float) -> Sample:
-        """Goes on until `seconds` after `start` (of the monotonic clock), counting from there on; at least one
-        operation before it and one after it."""
+        """Goes on until `seconds` after `start` (of the monotonic clock), counting from there on; at
+        least one operation before it and one after it."""
         sample, cpu, clock = Sample(), time.process_time(), time.monotonic
         counts = False
         while not (counts and sample.took and clock() >= start + seconds):

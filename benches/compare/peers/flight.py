@@ -18,12 +18,15 @@ class FlightClient(Client):
     """What any user of pyarrow writes: a fixed-shape tensor out, a table in."""
 
     def __init__(self, url: str, key: str, ticket: str = "") -> None:
-        """Puts under the path `key`; gets `ticket`, in which {size} is the tensor's, and which is the key when empty."""
+        """Puts under the path `key`; gets `ticket` (when empty, the key), in which {size} is the tensor's."""
         self._client = flight.FlightClient(url)
         self._descriptor = flight.FlightDescriptor.for_path(key)
         self._ticket = ticket or key
         self._source: Bytes | None = None
         self._batch: pa.RecordBatch
+
+    def select(self, key: str) -> None:
+        self._descriptor, self._ticket = flight.FlightDescriptor.for_path(key), key
 
     def put(self, data: Bytes) -> None:
         if data is not self._source:

@@ -29,7 +29,7 @@ class MooncakeClient(Client):
         if id(data) in self._registered:
             status = self._store.put_from(key, data.ctypes.data, data.nbytes)
         else:
-            status = self._store.put(key, memoryview(data))
+            status = self._store.put(key, data.data)
         if status != 0:
             raise ConnectionError(f"put: status {status}")
         if self._version:
@@ -95,7 +95,12 @@ class Mooncake(Peer):
         self._server = Process([master, f"--rpc_port={port}", f"--metrics_port={free_port()}"])
         try:
             wait_for(port, self._server)
-            owner = [sys.executable, Path(__file__).with_name("mooncake_owner.py"), self.master, str(SEGMENT)]
+            owner: list[str | Path] = [
+                sys.executable,
+                Path(__file__).with_name("mooncake_owner.py"),
+                self.master,
+                str(SEGMENT),
+            ]
             self._owner = Process(owner, ready="lends memory")
         except UnavailableError:
             self._server.stop()

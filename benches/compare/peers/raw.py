@@ -26,7 +26,7 @@ class RawClient(Client):
             self._socket.sendall(head + data.tobytes())
         else:
             self._socket.sendall(head)
-            self._socket.sendall(data)
+            self._socket.sendall(data.data)
         self._receive(memoryview(bytearray(1)))
 
     def get_fresh(self, size: int) -> Bytes:
@@ -36,7 +36,7 @@ class RawClient(Client):
 
     def get_into(self, out: Bytes) -> None:
         self._socket.sendall(struct.pack("<cQ", b"G", out.nbytes))
-        self._receive(memoryview(out))
+        self._receive(out.data)
 
     def _receive(self, into: memoryview) -> None:
         while into.nbytes:

@@ -19,8 +19,11 @@ class RedisClient(Client):
         self._redis = redis.Redis(host="127.0.0.1", port=port)
         self._key = key
 
+    def select(self, key: str) -> None:
+        self._key = key
+
     def put(self, data: Bytes) -> None:
-        self._redis.set(self._key, memoryview(data))
+        self._redis.set(self._key, data.data)
 
     def get_fresh(self, size: int) -> bytes:
         got = self._redis.get(self._key)

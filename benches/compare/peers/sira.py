@@ -17,9 +17,19 @@ class Sira(Peer):
 
     name = "sira"
     about = "Sira in memory at Weak, its client pyarrow"
+    config = CONFIG
 
     def start(self) -> None:
-        command = [sira(), "serve", "--config", CONFIG, "--data", "{folder}/data", "--listen", "127.0.0.1:0"]
+        command: list[str | Path] = [
+            sira(),
+            "serve",
+            "--config",
+            self.config,
+            "--data",
+            "{folder}/data",
+            "--listen",
+            "127.0.0.1:0",
+        ]
         self._server = Process(command, ready="sira: listening on ")
         self.url = self._server.said
 
