@@ -57,7 +57,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="3 rounds, 64 KiB and more, 1 client (16 at 1 MiB)"
     )
-    parser.add_argument("--no-mixed", action="store_true", help="without the second table, gets beside puts")
+    parser.add_argument(
+        "--only", choices=["cells", "mixed"], help="only the first tables, or gets beside puts"
+    )
     parser.add_argument("--json", type=Path, help="where all figures go")
     parser.add_argument("--plot", type=Path, help="where the plot goes, .svg or .png")
     parser.add_argument(
@@ -87,10 +89,10 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rounds = min(arguments.rounds, 3) if arguments.quick else arguments.rounds
-    todo = cells(arguments)
-    peers = chosen(arguments.peers)
+    todo = cells(arguments) if arguments.only != "mixed" else []
+    peers = chosen(arguments.peers) if todo else []
     began = time.time()
-    run = Run(peers, max(cell.clients for cell in todo), say)
+    run = Run(peers, max((cell.clients for cell in todo), default=0), say)
     results = []
     try:
         prepared: tuple[int, int] | None = None
@@ -102,7 +104,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             results += [result.as_json() for result in run.cell(cell, able, rounds, arguments.seconds)]
     finally:
         run.stop()
-    beside = {} if arguments.no_mixed else mixed.measure(arguments.peers, rounds, MIXED_SECONDS, say)
+    beside = {}
+    if arguments.only != "cells":
+        beside = mixed.measure(arguments.peers, rounds, MIXED_SECONDS, say)
     return {
         "machine": {"cpus": cpus(), "kernel": platform.release(), "python": platform.python_version()},
         "peers": {peer.name: peer.about for peer in peers if peer.name not in run.missing},

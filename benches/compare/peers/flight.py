@@ -19,7 +19,9 @@ class FlightClient(Client):
 
     def __init__(self, url: str, key: str, ticket: str = "") -> None:
         """Puts under the path `key`; gets `ticket` (when empty, the key), in which {size} is the tensor's."""
-        self._client = flight.FlightClient(url)
+        # By default gRPC calls a Unix socket by its path, which servers in Rust refuse as no host.
+        options = [("grpc.default_authority", "localhost")] if url.startswith("grpc+unix:") else None
+        self._client = flight.FlightClient(url, generic_options=options)
         self._descriptor = flight.FlightDescriptor.for_path(key)
         self._ticket = ticket or key
         self._source: Bytes | None = None

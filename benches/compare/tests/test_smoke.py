@@ -22,7 +22,8 @@ def test_every_peer_of_the_repository_takes_part(tmp_path: Path) -> None:
         "1",
         "--seconds",
         "0.02",
-        "--no-mixed",
+        "--only",
+        "cells",
         "--json",
         str(figures),
     ]
@@ -44,7 +45,7 @@ def test_every_peer_of_the_repository_takes_part(tmp_path: Path) -> None:
 def test_a_peer_that_cannot_start_is_named(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     command = [sys.executable, "-m", "compare", "--peers", "sira,arrow", "--sizes", "4K", "--clients", "1"]
-    command += ["--rounds", "1", "--seconds", "0.01", "--no-mixed", "--json", str(figures)]
+    command += ["--rounds", "1", "--seconds", "0.01", "--only", "cells", "--json", str(figures)]
     environment = {**os.environ, "PYTHONPATH": str(BENCHES), "SIRA_BIN": str(tmp_path / "nothing")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
