@@ -9,9 +9,10 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 step cargo fmt --all --check
 step scripts/schemas.sh --check
 step cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
-step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts examples
-step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts examples
+step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts examples benches/compare
+step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts examples benches/compare
 (cd python-client && step ../.venv/bin/mypy --config-file pyproject.toml)
+MYPYPATH=benches step .venv/bin/mypy --config-file python-client/pyproject.toml --package compare
 step .venv/bin/hadolint docker/Dockerfile
 [ "${1:-}" != check ] || exit 0
 
@@ -19,3 +20,5 @@ step cargo test --quiet --locked --workspace
 RUSTDOCFLAGS='-D warnings' step cargo doc --quiet --locked --workspace --no-deps
 step make --no-print-directory build
 SIRA_BIN=$PWD/bin/sira step .venv/bin/pytest --quiet python-client/tests
+step cargo build --quiet --locked --package sira-benches --bin wirebench
+SIRA_BIN=$PWD/bin/sira WIREBENCH=$CARGO_TARGET_DIR/debug/wirebench step .venv/bin/pytest --quiet --config-file python-client/pyproject.toml benches/compare/tests

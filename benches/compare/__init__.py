@@ -1,0 +1,1 @@
+"""Sira beside its peers, in one run."""
