@@ -13,7 +13,7 @@ from typing import Any
 from compare import mixed
 from compare.measure import Cell, Run
 from compare.peers import everyone
-from compare.peers.base import Peer
+from compare.peers.base import Peer, Through
 from compare.report import merged, text
 
 SIZES = {"4K": 4 << 10, "64K": 64 << 10, "1M": 1 << 20, "16M": 16 << 20, "64M": 64 << 20}
@@ -123,9 +123,8 @@ def chosen(names: list[str]) -> list[Peer]:
     """The peers of these names, and the servers that they stand on."""
     some = [peer for peer in everyone() if peer.name in names]
     for peer in list(some):
-        server = getattr(peer, "_server", None)
-        if isinstance(server, Peer) and server not in some:
-            some.insert(some.index(peer), server)
+        if isinstance(peer, Through) and peer.server not in some:
+            some.insert(some.index(peer), peer.server)
     return some
 
 

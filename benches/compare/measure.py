@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from compare.peers.base import Peer, Sample, UnavailableError
+from compare.peers.base import Peer, Sample, Through, UnavailableError
 from compare.proc import Used, used
 from compare.stats import percentiles
 from compare.worker import ClientError, Worker
@@ -86,11 +86,9 @@ class Run:
         self.peers: list[Peer] = []
         for peer in peers:
             try:
-                peer.start()
+                self._start(peer)
             except UnavailableError as error:
                 self._drop(peer, str(error))
-            else:
-                self.peers.append(peer)
         try:
             self.workers = [Worker(index) for index in range(clients)]
             for peer in list(self.peers):
@@ -101,6 +99,12 @@ class Run:
         except BaseException:
             self.stop()
             raise
+
+    def _start(self, peer: Peer) -> None:
+        if isinstance(peer, Through) and peer.server.name in self.missing:
+            raise UnavailableError(f"{peer.server.name} is not there")
+        peer.start()
+        self.peers.append(peer)
 
     def _drop(self, peer: Peer, why: str) -> None:
         self.missing[peer.name] = why

@@ -136,6 +136,21 @@ class Peer:
         """Ends the server."""
 
 
+class Through(Peer):
+    """Another way to a server that runs already."""
+
+    def __init__(self, server: Peer) -> None:
+        self._server = server
+
+    @property
+    def server(self) -> Peer:
+        """The server that it leads to."""
+        return self._server
+
+    def pids(self) -> list[int]:
+        return self._server.pids()
+
+
 class Process:
     """A server as a child process, with a folder of its own that goes with it."""
 
@@ -176,9 +191,9 @@ class Process:
     def why(self) -> str:
         """Why it ended, from its last words."""
         status = self._child.wait(timeout=10)
-        words = self.log.read_text(errors="replace").strip().splitlines()
+        words = " ".join(self.log.read_text(errors="replace").strip().splitlines()[-3:])
         self.stop()
-        return f"ended with status {status}: {words[-1] if words else 'without a word'}"
+        return f"ended with status {status}: {words or 'without a word'}"
 
     def ended(self) -> bool:
         return self._child.poll() is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.peers.base import ROW, Bytes, Client, Peer, Process, UnavailableError
+from compare.peers.base import ROW, Bytes, Client, Peer, Process, Through, UnavailableError
 from compare.peers.flight import FlightClient
 from compare.peers.rust import RustClient
 from compare.programs import sira
@@ -50,22 +50,13 @@ def knows(flag: str) -> bool:
     return flag in done.stdout
 
 
-class Through(Peer):
-    """Another way to a server that runs already."""
-
-    def __init__(self, server: Sira) -> None:
-        self._server = server
-
-    def start(self) -> None:
-        self.url = self._server.url
-
-    def pids(self) -> list[int]:
-        return self._server.pids()
-
-
 class SiraRust(Through):
     name = "sira-rust"
     about = "Sira, its client in Rust"
+
+    def start(self) -> None:
+        assert isinstance(self.server, Sira)
+        self.url = self.server.url
 
     def connect(self, worker: int) -> Client:
         return RustClient("sira", self.url, f"bench/rust-{worker}")
@@ -76,15 +67,16 @@ class SiraUnix(Through):
     about = "Sira over its Unix socket, its client pyarrow"
 
     def start(self) -> None:
-        if not self._server.unix:
+        assert isinstance(self.server, Sira)
+        if not self.server.unix:
             raise UnavailableError("this server has no Unix socket")
-        self.url = self._server.unix
+        self.url = self.server.unix
 
     def connect(self, worker: int) -> Client:
         return FlightClient(self.url, f"bench/unix-{worker}")
 
 
-class SiraNative(Through):
+class SiraNative(SiraRust):
     name = "sira-native"
     about = "Sira, its client sira_store with the extension"
 
