@@ -15,6 +15,7 @@ from compare.measure import Cell, Run
 from compare.peers import everyone
 from compare.peers.base import Peer, Through
 from compare.report import merged, text
+from compare.stats import spread
 
 SIZES = {"4K": 4 << 10, "64K": 64 << 10, "1M": 1 << 20, "16M": 16 << 20, "64M": 64 << 20}
 
@@ -113,6 +114,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "missing": run.missing,
         "rounds": rounds,
         "slice_s": arguments.seconds,
+        "others": round(spread(run.others or [0.0]).median, 3),
         "took_s": round(time.time() - began),
         "cells": results,
         "mixed": beside,

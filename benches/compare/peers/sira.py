@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from compare.peers.base import ROW, Bytes, Client, Peer, Process, Through, UnavailableError
+from compare.peers.base import (
+    ROW,
+    Buffers,
+    Bytes,
+    Client,
+    Peer,
+    Process,
+    Sample,
+    Through,
+    UnavailableError,
+    as_bytes,
+)
 from compare.peers.flight import FlightClient
 from compare.peers.rust import RustClient
 from compare.programs import sira
@@ -141,7 +152,7 @@ class StoreClient(Client):
 
 
 class MapClient(StoreClient):
-    """Gets that are mapped. They have no copy in memory of the caller's."""
+    """Gets that are mapped: there is no buffer of the caller's, warm or fresh."""
 
     operations = ("get",)
 
@@ -149,7 +160,10 @@ class MapClient(StoreClient):
         return self._client.map(self._key)
 
     def get_into(self, out: Bytes) -> None:
-        out[:] = np.asarray(self._client.map(self._key)).reshape(-1).view(np.uint8)
+        out[:] = as_bytes(np.asarray(self.get_fresh(out.nbytes)))
+
+    def run(self, operation: str, memory: str, buffers: Buffers, start: float, seconds: float) -> Sample:
+        return super().run(operation, "fresh", buffers, start, seconds)
 
 
 def rows(data: Bytes) -> Any:
