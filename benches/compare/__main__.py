@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,8 @@ MIXED_SECONDS = 2.5
 
 def main() -> int:
     arguments = parse()
+    # Servers are ended by whoever started them, also then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if arguments.report:
         document = merged([json.loads(path.read_text()) for path in arguments.report])
     else:
