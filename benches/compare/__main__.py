@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 from compare import mixed
 from compare.measure import Cell, Run
 from compare.peers import everyone
-from compare.peers.base import Peer
+from compare.peers.base import Peer, Through
 from compare.report import merged, text
+from compare.stats import spread
 
 SIZES = {"4K": 4 << 10, "64K": 64 << 10, "1M": 1 << 20, "16M": 16 << 20, "64M": 64 << 20}
 
@@ -24,6 +26,8 @@ MIXED_SECONDS = 2.5
 
 def main() -> int:
     arguments = parse()
+    # Servers are ended by whoever started them, also then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if arguments.report:
         document = merged([json.loads(path.read_text()) for path in arguments.report])
     else:
@@ -113,6 +117,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "missing": run.missing,
         "rounds": rounds,
         "slice_s": arguments.seconds,
+        "others": round(spread(run.others or [0.0]).median, 3),
         "took_s": round(time.time() - began),
         "cells": results,
         "mixed": beside,
@@ -123,9 +128,8 @@ def chosen(names: list[str]) -> list[Peer]:
     """The peers of these names, and the servers that they stand on."""
     some = [peer for peer in everyone() if peer.name in names]
     for peer in list(some):
-        server = getattr(peer, "_server", None)
-        if isinstance(server, Peer) and server not in some:
-            some.insert(some.index(peer), server)
+        if isinstance(peer, Through) and peer.server not in some:
+            some.insert(some.index(peer), peer.server)
     return some
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from compare.peers.base import Peer, Sample, UnavailableError
-from compare.proc import Used, used
+from compare.peers.base import Peer, Sample, Through, UnavailableError
+from compare.proc import Used, busy, used
 from compare.stats import percentiles
 from compare.worker import ClientError, Worker
 
@@ -82,15 +83,15 @@ class Run:
     def __init__(self, peers: Sequence[Peer], clients: int, say: Say) -> None:
         self._say = say
         self.missing: dict[str, str] = {}
+        self.others: list[float] = []
+        """Of each slice, the share of the machine that neither servers nor clients had."""
         self.workers: list[Worker] = []
         self.peers: list[Peer] = []
         for peer in peers:
             try:
-                peer.start()
+                self._start(peer)
             except UnavailableError as error:
                 self._drop(peer, str(error))
-            else:
-                self.peers.append(peer)
         try:
             self.workers = [Worker(index) for index in range(clients)]
             for peer in list(self.peers):
@@ -101,6 +102,12 @@ class Run:
         except BaseException:
             self.stop()
             raise
+
+    def _start(self, peer: Peer) -> None:
+        if isinstance(peer, Through) and peer.server.name in self.missing:
+            raise UnavailableError(f"{peer.server.name} is not there")
+        peer.start()
+        self.peers.append(peer)
 
     def _drop(self, peer: Peer, why: str) -> None:
         self.missing[peer.name] = why
@@ -150,12 +157,16 @@ class Run:
         return list(results.values())
 
     def _slice(self, peer: Peer, cell: Cell, seconds: float) -> tuple[list[Sample], Used]:
-        before = used(peer.pids())
+        before, all_before, began = used(peer.pids()), busy(), time.monotonic()
         start = time.monotonic() + WARM_UP
         samples = ask(
             self.workers[: cell.clients], "run", peer.name, cell.operation, cell.memory, start, seconds
         )
-        return samples, used(peer.pids()) - before
+        server = used(peer.pids()) - before
+        ours = server.user + server.kernel + sum(sample.client_cpu for sample in samples)
+        room = (time.monotonic() - began) * (os.cpu_count() or 1)
+        self.others.append(max(0.0, busy() - all_before - ours) / room)
+        return samples, server
 
     def stop(self) -> None:
         """Ends clients, then servers, those first that others stand on last."""

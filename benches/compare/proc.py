@@ -35,6 +35,13 @@ class Used:
         )
 
 
+def busy() -> float:
+    """CPU seconds that all processes of the machine have used, and those that its host gave to others."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    user, nice, system, _idle, _waiting, irq, soft_irq, stolen = map(int, fields)
+    return (user + nice + system + irq + soft_irq + stolen) * TICK
+
+
 def used(pids: list[int]) -> Used:
     """What these processes have used since they started."""
     total = Used()

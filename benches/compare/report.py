@@ -38,7 +38,8 @@ def text(document: Document) -> str:
     machine = document["machine"]
     where = f"{machine['cpus']}, Linux {machine['kernel']}"
     rounds = f"{document['rounds']} rounds of {document['slice_s']} s a peer and cell, interleaved"
-    parts = [f"{where}; {rounds}. GB are 10^9 bytes."]
+    others = f"other processes had {document.get('others', 0):.0%} of the machine meanwhile"
+    parts = [f"{where}; {rounds}; {others}. GB are 10^9 bytes."]
     parts.append(table(["peer", "what it is"], [[name, about] for name, about in document["peers"].items()]))
     parts += [f"**{name} did not take part**: {why}" for name, why in document["missing"].items()]
     for key in dict.fromkeys(map(place, document["cells"])):

@@ -33,6 +33,8 @@ const SEND_BUFFER: usize = 4 << 20;
 
 /// Ready messages, by the bytes of the tensor.
 type Ready = Arc<Mutex<HashMap<usize, Vec<Bytes>>>>;
+/// Why a call is not answered; hyper moves it between threads.
+type Refusal = Box<dyn std::error::Error + Send + Sync>;
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 /// Serves until it is killed. The first line of standard output says where.
@@ -57,7 +59,7 @@ async fn connection(stream: TcpStream, ready: Ready) {
     drop(builder.serve_connection(TokioIo::new(stream), service).await);
 }
 
-async fn answer(request: Request<Incoming>, ready: Ready) -> Result<Answer, Failure> {
+async fn answer(request: Request<Incoming>, ready: Ready) -> Result<Answer, Refusal> {
     let put = request.uri().path().ends_with("/DoPut");
     let mut body = request.into_body();
     let messages = if put {
@@ -79,7 +81,7 @@ async fn answer(request: Request<Incoming>, ready: Ready) -> Result<Answer, Fail
 }
 
 /// The messages of a get, made with the first get of that size.
-fn frames(ready: &Ready, size: usize) -> Result<Vec<Bytes>, Failure> {
+fn frames(ready: &Ready, size: usize) -> Result<Vec<Bytes>, Refusal> {
     if size == 0 || size > LARGEST || !size.is_multiple_of(2 * ROW) {
         return Err(format!("{size} bytes are not rows of {} bytes", 2 * ROW).into());
     }
@@ -90,11 +92,11 @@ fn frames(ready: &Ready, size: usize) -> Result<Vec<Bytes>, Failure> {
     Ok(ready.get(&size).cloned().unwrap_or_default())
 }
 
-fn make(size: usize) -> Result<Vec<Bytes>, Failure> {
+fn make(size: usize) -> Result<Vec<Bytes>, Refusal> {
     let item = Arc::new(Field::new("item", DataType::UInt16, true));
     let extension = [("ARROW:extension:name", "arrow.fixed_shape_tensor"), ("ARROW:extension:metadata", r#"{"shape":[512]}"#)];
     let column = Field::new("tensor", DataType::FixedSizeList(item.clone(), ROW as i32), true)
-        .with_metadata(extension.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+        .with_metadata(extension.map(|(name, value)| (name.to_owned(), value.to_owned())));
     let schema = Schema::new(vec![column]);
     let mut batches = Vec::new();
     let mut left = size;
@@ -105,7 +107,7 @@ fn make(size: usize) -> Result<Vec<Bytes>, Failure> {
         batches.push(RecordBatch::try_new(Arc::new(schema.clone()), vec![rows])?);
         left -= here;
     }
-    let messages: Vec<FlightData> = batches_to_flight_data(&schema, batches)?;
+    let messages: Vec<FlightData> = batches_to_flight_data(&schema, &batches)?;
     Ok(messages.iter().map(message).collect())
 }
 

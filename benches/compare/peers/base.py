@@ -22,6 +22,9 @@ Bytes = npt.NDArray[np.uint8]
 ROW = 1024
 """Bytes in a row of the tensors."""
 
+KEPT = 128 << 20
+"""Bytes that a client which gets into new memory keeps before it gives them back."""
+
 
 class UnavailableError(Exception):
     """A peer that cannot take part, and why."""
@@ -75,7 +78,7 @@ class Client:
         """Goes on until `seconds` after `start` (of the monotonic clock), counting from there on; at
         least one operation before it and one after it."""
         sample, cpu, clock = Sample(), time.process_time(), time.monotonic
-        counts = False
+        counts, kept = False, []
         while not (counts and sample.took and clock() >= start + seconds):
             counts = counts or (sample.moved > 0 and clock() >= start)
             # To fill new memory is not what is measured.
@@ -84,12 +87,13 @@ class Client:
             if operation == "put":
                 self.put(source)
             elif memory == "fresh":
-                got = self.get_fresh(buffers.source.nbytes)
+                kept.append(self.get_fresh(buffers.source.nbytes))
             else:
                 self.get_into(buffers.warm)
             took = clock() - begun
-            # Given back before the next one, as a caller who used it would.
-            got = None  # noqa: F841
+            # What is given back at once is not new the next time.
+            if len(kept) * buffers.source.nbytes >= KEPT:
+                kept.clear()
             sample.moved += buffers.source.nbytes
             if counts:
                 sample.took.append(took)
@@ -136,6 +140,21 @@ class Peer:
         """Ends the server."""
 
 
+class Through(Peer):
+    """Another way to a server that runs already."""
+
+    def __init__(self, server: Peer) -> None:
+        self._server = server
+
+    @property
+    def server(self) -> Peer:
+        """The server that it leads to."""
+        return self._server
+
+    def pids(self) -> list[int]:
+        return self._server.pids()
+
+
 class Process:
     """A server as a child process, with a folder of its own that goes with it."""
 
@@ -176,9 +195,9 @@ class Process:
     def why(self) -> str:
         """Why it ended, from its last words."""
         status = self._child.wait(timeout=10)
-        words = self.log.read_text(errors="replace").strip().splitlines()
+        words = " ".join(self.log.read_text(errors="replace").strip().splitlines()[-3:])
         self.stop()
-        return f"ended with status {status}: {words[-1] if words else 'without a word'}"
+        return f"ended with status {status}: {words or 'without a word'}"
 
     def ended(self) -> bool:
         return self._child.poll() is not None

@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 
-from compare.peers.base import Bytes, Client, Peer, Process
+from compare.peers.base import Bytes, Client, Peer, Process, Through
 from compare.peers.rust import RustClient
 from compare.programs import wirebench
 
@@ -69,21 +69,16 @@ class Raw(Peer):
         self._server.stop()
 
 
-class RawRust(Peer):
+class RawRust(Through):
     """The same server and another client, to set beside the clients in Rust."""
 
     name = "raw-rust"
     about = "raw TCP, its client in Rust"
     stores = False
 
-    def __init__(self, server: Raw) -> None:
-        self._server = server
-
     def start(self) -> None:
-        self.address = f"{self._server.host}:{self._server.port}"
-
-    def pids(self) -> list[int]:
-        return self._server.pids()
+        assert isinstance(self.server, Raw)
+        self.address = f"{self.server.host}:{self.server.port}"
 
     def connect(self, worker: int) -> Client:
         return RustClient("raw", self.address, "")

@@ -6,7 +6,7 @@ import shutil
 import socket
 import time
 
-from compare.peers.base import Bytes, Client, Peer, Process, UnavailableError
+from compare.peers.base import Bytes, Client, Peer, Process, Through, UnavailableError
 from compare.peers.rust import RustClient
 
 
@@ -62,20 +62,15 @@ class Redis(Peer):
         self._server.stop()
 
 
-class RedisRust(Peer):
+class RedisRust(Through):
     """The same server and a client without anything in the way, to set beside the clients in Rust."""
 
     name = "redis-rust"
     about = "Redis, its client a few lines of Rust"
 
-    def __init__(self, server: Redis) -> None:
-        self._server = server
-
     def start(self) -> None:
-        self.port = self._server.port
-
-    def pids(self) -> list[int]:
-        return self._server.pids()
+        assert isinstance(self.server, Redis)
+        self.port = self.server.port
 
     def connect(self, worker: int) -> Client:
         return RustClient("redis", f"127.0.0.1:{self.port}", f"bench/rust-{worker}")

@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from compare.peers.base import ROW, Bytes, Client, Peer, Process, UnavailableError
+from compare.peers.base import (
+    ROW,
+    Buffers,
+    Bytes,
+    Client,
+    Peer,
+    Process,
+    Sample,
+    Through,
+    UnavailableError,
+    as_bytes,
+)
 from compare.peers.flight import FlightClient
 from compare.peers.rust import RustClient
 from compare.programs import sira
@@ -50,22 +61,13 @@ def knows(flag: str) -> bool:
     return flag in done.stdout
 
 
-class Through(Peer):
-    """Another way to a server that runs already."""
-
-    def __init__(self, server: Sira) -> None:
-        self._server = server
-
-    def start(self) -> None:
-        self.url = self._server.url
-
-    def pids(self) -> list[int]:
-        return self._server.pids()
-
-
 class SiraRust(Through):
     name = "sira-rust"
     about = "Sira, its client in Rust"
+
+    def start(self) -> None:
+        assert isinstance(self.server, Sira)
+        self.url = self.server.url
 
     def connect(self, worker: int) -> Client:
         return RustClient("sira", self.url, f"bench/rust-{worker}")
@@ -76,15 +78,16 @@ class SiraUnix(Through):
     about = "Sira over its Unix socket, its client pyarrow"
 
     def start(self) -> None:
-        if not self._server.unix:
+        assert isinstance(self.server, Sira)
+        if not self.server.unix:
             raise UnavailableError("this server has no Unix socket")
-        self.url = self._server.unix
+        self.url = self.server.unix
 
     def connect(self, worker: int) -> Client:
         return FlightClient(self.url, f"bench/unix-{worker}")
 
 
-class SiraNative(Through):
+class SiraNative(SiraRust):
     name = "sira-native"
     about = "Sira, its client sira_store with the extension"
 
@@ -149,7 +152,7 @@ class StoreClient(Client):
 
 
 class MapClient(StoreClient):
-    """Gets that are mapped. They have no copy in memory of the caller's."""
+    """Gets that are mapped: there is no buffer of the caller's, warm or fresh."""
 
     operations = ("get",)
 
@@ -157,7 +160,10 @@ class MapClient(StoreClient):
         return self._client.map(self._key)
 
     def get_into(self, out: Bytes) -> None:
-        out[:] = np.asarray(self._client.map(self._key)).reshape(-1).view(np.uint8)
+        out[:] = as_bytes(np.asarray(self.get_fresh(out.nbytes)))
+
+    def run(self, operation: str, memory: str, buffers: Buffers, start: float, seconds: float) -> Sample:
+        return super().run(operation, "fresh", buffers, start, seconds)
 
 
 def rows(data: Bytes) -> Any:
