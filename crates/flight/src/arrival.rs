@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use sira_store::StorageClient;
 use sira_store::ledger::Reservation;
 use sira_wire::Code;
@@ -64,9 +64,8 @@ impl Drop for Share {
 }
 
 impl Arrivals {
-    /// The request with its whole body, and the memory that a large one takes: to be held until the call has ended.
-    pub async fn gather(&self, store: &StorageClient, request: http::Request<Body>) -> Result<(http::Request<Body>, Reservation), Status> {
-        let (head, body) = request.into_parts();
+    /// The whole of a body, and the memory that a large one takes: to be held until the call has ended.
+    pub async fn gather(&self, store: &StorageClient, body: Body) -> Result<(Bytes, Reservation), Status> {
         let mut share = Share { all: self.bytes.clone(), bytes: 0 };
         let late = |_| refuse(Code::Busy, format!("the request did not come whole within {} seconds", WHOLE_WITHIN.as_secs()));
         let body = tokio::time::timeout(WHOLE_WITHIN, whole(body, &mut share)).await.map_err(late)??;
@@ -74,7 +73,7 @@ impl Arrivals {
             ..=SMALL => Reservation::default(),
             large => store.reserve(large as u64).await.map_err(of_store)?,
         };
-        Ok((http::Request::from_parts(head, Body::new(Full::new(body))), reservation))
+        Ok((body, reservation))
     }
 }
 
