@@ -6,29 +6,82 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use bytes::Buf;
+use http_body::Frame;
 use parking_lot::Mutex;
 use sira_wire::Code;
 use tonic::Status;
 use tonic::body::Body;
 
+use crate::get::Get;
+use crate::http2::Stop;
+use crate::pieces::Pieces;
 use crate::seats::Call;
 use crate::stall::{LOOK, Patience};
-use crate::status::refuse;
+use crate::status::{refuse, trailers};
 
 /// The answers that are on their way to clients. All are looked at together: a task for each would cost more than most calls.
 #[derive(Default)]
 pub(crate) struct Answers {
     next: AtomicU64,
-    unread: Mutex<HashMap<u64, Slot>>,
+    unread: Mutex<HashMap<u64, Arc<Slot>>>,
 }
 
-type Slot = Arc<Mutex<Result<Unread, String>>>;
+struct Slot {
+    /// The answer, or in its place the reason why it was cut off, until that has been said.
+    state: Mutex<Result<Unread, Option<String>>>,
+    stop: Option<Stop>,
+}
 
-/// An answer, or in its place the reason why it was cut off.
+/// What is sent after the headers of an answer.
+pub(crate) enum Outgoing {
+    /// A get.
+    Get(Get),
+    /// Anything else.
+    Other(Body),
+}
+
+impl Outgoing {
+    /// Whether others of its connection wait for it to end.
+    fn is_awaited(&self) -> bool {
+        matches!(self, Outgoing::Get(get) if get.is_awaited())
+    }
+
+    fn cut_off(&mut self) {
+        if let Outgoing::Get(get) = self {
+            get.cut_off();
+        }
+    }
+}
+
+impl From<Body> for Outgoing {
+    fn from(body: Body) -> Outgoing {
+        Outgoing::Other(body)
+    }
+}
+
+impl http_body::Body for Outgoing {
+    type Data = Pieces;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, Status>>> {
+        match self.get_mut() {
+            Outgoing::Get(get) => Pin::new(get).poll_frame(context).map_err(|never| match never {}),
+            Outgoing::Other(body) => Pin::new(body).poll_frame(context).map_ok(|frame| frame.map_data(Pieces::from)),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Outgoing::Get(_) => false,
+            Outgoing::Other(body) => body.is_end_stream(),
+        }
+    }
+}
+
+/// An answer on its way.
 struct Unread {
-    body: Body,
+    body: Outgoing,
     patience: Patience,
     /// Whether the client waits for the server, not the server for the client.
     at_work: bool,
@@ -38,12 +91,13 @@ struct Unread {
 
 impl Answers {
     /// The answer of `call`, which keeps it until the answer has ended, is dropped or is cut off because nobody reads it.
-    pub fn send(self: Arc<Answers>, call: Call, response: http::Response<Body>) -> http::Response<Body> {
+    pub fn send(self: Arc<Answers>, call: Call, response: http::Response<Outgoing>) -> http::Response<Answer> {
         response.map(|body| {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let slot = Arc::new(Mutex::new(Ok(Unread { body, patience: Patience::default(), at_work: false, _call: call })));
+            let unread = Unread { body, patience: Patience::default(), at_work: false, _call: call };
+            let slot = Arc::new(Slot { state: Mutex::new(Ok(unread)), stop: Stop::of_this_call() });
             self.unread.lock().insert(number, slot.clone());
-            Body::new(Answer { slot, number, answers: self })
+            Answer(Some(Kept { slot, number, answers: self }))
         })
     }
 
@@ -56,60 +110,69 @@ impl Answers {
             let pressed = pressed();
             for slot in slots {
                 // One that is locked is being read right now.
-                let Some(mut state) = slot.try_lock() else { continue };
-                let cut = match &mut *state {
-                    Ok(unread) if !unread.at_work => unread.patience.waited(LOOK, pressed),
-                    _ => None,
+                let Some(mut state) = slot.state.try_lock() else { continue };
+                let Ok(unread) = &mut *state else {
+                    // Not even the reason was read: what is still to be sent gives its memory back.
+                    slot.stop.iter().for_each(Stop::now);
+                    continue;
                 };
-                if let Some(reason) = cut {
-                    *state = Err(reason);
+                if !unread.at_work
+                    && let Some(reason) = unread.patience.waited(LOOK, pressed || unread.body.is_awaited())
+                {
+                    unread.body.cut_off();
+                    *state = Err(Some(reason));
                 }
             }
         }
     }
 }
 
-struct Answer {
-    slot: Slot,
+/// The body of an answer; by default, none.
+#[derive(Default)]
+pub(crate) struct Answer(Option<Kept>);
+
+struct Kept {
+    slot: Arc<Slot>,
     number: u64,
     answers: Arc<Answers>,
 }
 
-impl Drop for Answer {
+impl Drop for Kept {
     fn drop(&mut self) {
         self.answers.unread.lock().remove(&self.number);
     }
 }
 
 impl http_body::Body for Answer {
-    type Data = Bytes;
+    type Data = Pieces;
     type Error = Status;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let mut state = self.slot.lock();
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, Status>>> {
+        let Some(kept) = &self.0 else { return Poll::Ready(None) };
+        let mut state = kept.slot.state.lock();
         let unread = match &mut *state {
             Ok(unread) => unread,
-            Err(reason) => return Poll::Ready(Some(Err(refuse(Code::Busy, reason.clone())))),
+            Err(reason) => {
+                let end = |reason| Ok(Frame::trailers(trailers(Err(refuse(Code::Busy, reason)))));
+                return Poll::Ready(reason.take().map(end));
+            }
         };
         let polled = Pin::new(&mut unread.body).poll_frame(context);
         unread.at_work = polled.is_pending();
         if let Poll::Ready(Some(Ok(frame))) = &polled {
-            unread.patience.moved(frame.data_ref().map_or(0, |data| data.len() as u64));
+            unread.patience.moved(frame.data_ref().map_or(0, |data| data.remaining() as u64));
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.slot.lock().as_ref().is_ok_and(|unread| unread.body.is_end_stream())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.slot.lock().as_ref().map_or_else(|_| SizeHint::default(), |unread| unread.body.size_hint())
+        self.0.as_ref().is_none_or(|kept| kept.slot.state.lock().as_ref().is_ok_and(|unread| unread.body.is_end_stream()))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http_body_util::{BodyExt, Full};
     use tokio::time::sleep;
 
@@ -117,9 +180,14 @@ mod tests {
     use crate::seats::Calls;
     use crate::stall::{IDLE, PRESSED};
 
-    fn full(calls: &Calls, answers: &Arc<Answers>) -> Body {
-        let response = http::Response::new(Body::new(Full::new(Bytes::from_static(b"answer"))));
+    fn full(calls: &Calls, answers: &Arc<Answers>) -> Answer {
+        let response = http::Response::new(Outgoing::from(Body::new(Full::new(Bytes::from_static(b"answer")))));
         answers.clone().send(calls.begin(None).ok().unwrap(), response).into_body()
+    }
+
+    fn busy(frame: &Frame<Pieces>) -> bool {
+        let message = frame.trailers_ref().and_then(|trailers| trailers.get("grpc-message"));
+        message.is_some_and(|message| message.as_bytes().starts_with(b"SIRA_BUSY"))
     }
 
     #[tokio::test(start_paused = true)]
@@ -132,7 +200,8 @@ mod tests {
         assert!(calls.are_full());
         sleep(PRESSED).await;
         assert!(!calls.are_full(), "others may want its place");
-        assert!(unread.frame().await.unwrap().unwrap_err().message().starts_with("SIRA_BUSY: "));
+        assert!(busy(&unread.frame().await.unwrap().unwrap()));
+        assert!(unread.frame().await.is_none());
         drop((unread, answers));
         sleep(LOOK * 2).await;
         assert!(watch.is_finished());
@@ -144,13 +213,13 @@ mod tests {
         tokio::spawn(Answers::watch(Arc::downgrade(&answers), || false));
         let mut slow = full(&calls, &answers);
         let never = http_body_util::StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Status>>());
-        let mut at_work = answers.clone().send(calls.begin(None).ok().unwrap(), http::Response::new(Body::new(never))).into_body();
+        let mut at_work = answers.clone().send(calls.begin(None).ok().unwrap(), http::Response::new(Body::new(never).into())).into_body();
         assert!(futures::poll!(at_work.frame()).is_pending());
         sleep(IDLE - LOOK * 2).await;
         assert!(slow.frame().await.unwrap().is_ok());
         let mut dead = full(&calls, &answers);
         sleep(IDLE + LOOK * 2).await;
-        assert!(dead.frame().await.unwrap().is_err());
+        assert!(busy(&dead.frame().await.unwrap().unwrap()));
         assert!(futures::poll!(at_work.frame()).is_pending());
     }
 }

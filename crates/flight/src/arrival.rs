@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use sira_store::StorageClient;
 use sira_store::ledger::Reservation;
 use sira_wire::Code;
@@ -67,9 +67,8 @@ impl Drop for Share {
 }
 
 impl Arrivals {
-    /// The request with its whole body, and the memory that a large one takes: to be held until the call has ended.
-    pub async fn gather(&self, store: &StorageClient, request: http::Request<Body>) -> Result<(http::Request<Body>, Reservation), Status> {
-        let (mut head, body) = request.into_parts();
+    /// The whole of a body, and the memory that a large one takes: to be held until the call has ended.
+    pub async fn gather(&self, store: &StorageClient, body: Body) -> Result<(Bytes, Reservation), Status> {
         let mut share = Share { all: self.bytes.clone(), bytes: 0 };
         let late = |_| refuse(Code::Busy, format!("the request did not come whole within {} seconds", WHOLE_WITHIN.as_secs()));
         let body = tokio::time::timeout(WHOLE_WITHIN, whole(body, &mut share)).await.map_err(late)??;
@@ -77,8 +76,7 @@ impl Arrivals {
             ..=SMALL => Reservation::default(),
             large => store.reserve(large as u64).await.map_err(of_store)?,
         };
-        let body = aside(&mut head, body);
-        Ok((http::Request::from_parts(head, Body::new(Full::new(body))), reservation))
+        Ok((body, reservation))
     }
 }
 
@@ -119,7 +117,7 @@ fn message_bytes(body: &[u8]) -> Option<usize> {
 pub(crate) struct Message(pub Bytes);
 
 /// Puts the message of an action beside its request, whose body is then that of an empty one.
-fn aside(head: &mut http::request::Parts, body: Bytes) -> Bytes {
+pub(crate) fn aside(head: &mut http::request::Parts, body: Bytes) -> Bytes {
     if !head.uri.path().ends_with("/DoAction") || message_bytes(&body) != Some(body.len().saturating_sub(PREFIX)) {
         return body;
     }

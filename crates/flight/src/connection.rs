@@ -12,7 +12,6 @@ use tokio::time::{Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::Connected;
 
 use crate::frames::Frames;
 use crate::seats::{Guest, Seat};
@@ -76,10 +75,9 @@ pub(crate) struct Connection {
     seat: Seat,
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Arc<Guest>;
-
-    fn connect_info(&self) -> Arc<Guest> {
+impl Connection {
+    /// Whose connection it is.
+    pub fn guest(&self) -> Arc<Guest> {
         self.seat.guest.clone()
     }
 }

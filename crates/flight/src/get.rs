@@ -1,25 +1,34 @@
-//! `DoGet`: a tensor out, as the batches of its carrier.
+//! `DoGet`: a tensor out, as the batches of its carrier. Its bytes go from where they lie to the socket; no message is put together.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use arrow_flight::{FlightData, SchemaAsIpc};
 use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::Schema;
 use bytes::{Bytes, BytesMut};
-use futures::Stream;
-use sira_store::{Reader, Request, StorageClient, StoreError};
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use http::{HeaderValue, Response, header};
+use http_body::{Body, Frame};
+use prost::Message;
+use sira_store::{Demands, Operation, Reader, Request, StorageClient, StoreError};
 use sira_tensor::TensorSpec;
 use sira_tensor::carrier::Carrier;
-use sira_wire::{Code, PutOptions};
+use sira_wire::many::ManyTicket;
+use sira_wire::{Code, PutOptions, Ticket};
 use tonic::Status;
 
+use crate::answer::Outgoing;
 use crate::get_many::Many;
 use crate::ipc;
-use crate::seats::Turn;
-use crate::stall::{LOOK, Patience};
-use crate::status::{of_store, outcome, refuse};
+use crate::pieces::{Pieces, begin_message};
+use crate::seats::{Guest, Turn};
+use crate::status::{of_store, of_wire, outcome, refuse, trailers};
 
 /// Bytes of tensor in a message, at most: what docs/wire.md promises.
 pub(crate) const MESSAGE_BYTES: u64 = 4 << 20;
@@ -38,110 +47,159 @@ pub(crate) fn carrier(spec: &TensorSpec) -> (Carrier, Schema) {
     (carrier, schema)
 }
 
-/// The messages of a get: the schema, then batches of whole rows.
-pub(crate) fn messages(
-    store: &StorageClient,
-    reader: Reader,
-    held: Held,
-) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
-    let (carrier, schema) = carrier(reader.spec());
-    let header = FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
-    watched(store, header, Rows { reader, carrier, waiting: VecDeque::new(), bytes: 0, ended: false }, held)
-}
-
 /// Where the messages of a get come from.
 pub(crate) trait Source: Send + 'static {
-    /// The next message; `None` after the last.
-    fn next(&mut self) -> impl Future<Output = Result<Option<FlightData>, Status>> + Send;
+    /// The next message, or several; `None` after the last.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Pieces>, Status>> + Send;
 }
 
-impl Source for Rows {
-    async fn next(&mut self) -> Result<Option<FlightData>, Status> {
-        self.next_batch().await.map_err(of_store)
+/// Answers a `DoGet` whose request has come whole. An error before the first bytes is an answer without a body.
+pub(crate) async fn handle(store: &StorageClient, message: Bytes, guest: Arc<Guest>) -> Result<Response<Outgoing>, Status> {
+    let mut counted = store.request(Operation::Get);
+    let turn = guest.turn().await;
+    let begun = begin(store, message).await;
+    counted.first_byte();
+    if begun.is_err() {
+        counted.end(outcome(&begun));
+    }
+    let (first, rest) = begun?;
+    let mut response = Response::new(Outgoing::Get(Get { first: Some(first), rest: Some(rest), counted, turn }));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    Ok(response)
+}
+
+/// The first message of a get, and where the others come from.
+async fn begin(store: &StorageClient, message: Bytes) -> Result<(Pieces, Messages), Status> {
+    let ticket = ticket(message)?;
+    if let Some(many) = ManyTicket::parse(&ticket) {
+        let (keys, ticket) = many.map_err(|e| of_wire(&e))?;
+        return messages(Many::new(store.clone(), keys, ticket)).await;
+    }
+    let (key, ticket) = Ticket::parse(&ticket).map_err(|e| of_wire(&e))?;
+    let demands = Demands { version: ticket.version, kv_spec: ticket.kv_spec.clone(), exact: ticket.exact };
+    let snapshot = store.snapshot(&key, &demands).map_err(of_store)?;
+    let part = snapshot.part(ticket.part.as_deref()).map_err(of_store)?;
+    messages(Rows::new(snapshot.read(part, &ticket.slice).await.map_err(of_store)?)).await
+}
+
+async fn messages(mut source: impl Source) -> Result<(Pieces, Messages), Status> {
+    let first = source.next().await?.unwrap_or_default();
+    let rest = futures::stream::try_unfold(source, |mut source| async move { Ok(source.next().await?.map(|pieces| (pieces, source))) });
+    Ok((first, rest.boxed()))
+}
+
+/// The bytes of the ticket in a gRPC message.
+fn ticket(mut message: Bytes) -> Result<Bytes, Status> {
+    let bad = |why: &str| refuse(Code::BadRequest, format!("the request of a get cannot be read: {why}"));
+    if message.len() < 5 {
+        return Err(bad("it ends within the prefix of its message"));
+    }
+    let prefix = message.split_to(5);
+    if prefix[0] != 0 {
+        return Err(refuse(Code::Unsupported, "compressed gRPC messages are not read"));
+    }
+    if u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize != message.len() {
+        return Err(bad("it is not one message of the length that it says"));
+    }
+    Ok(arrow_flight::Ticket::decode(message).map_err(|e| bad(&e.to_string()))?.ticket)
+}
+
+type Messages = BoxStream<'static, Result<Pieces, Status>>;
+
+/// The body of an answer to `DoGet`. Dropped, it gives back its memory and its turn.
+pub(crate) struct Get {
+    first: Option<Pieces>,
+    /// Until it has ended.
+    rest: Option<Messages>,
+    counted: Request,
+    turn: Option<Turn>,
+}
+
+impl Get {
+    /// Whether other gets of its connection wait for it to end.
+    pub fn is_awaited(&self) -> bool {
+        self.turn.as_ref().is_some_and(Turn::is_awaited)
+    }
+
+    /// It is about to be dropped, because its client does not read.
+    pub fn cut_off(&mut self) {
+        self.counted.end(Err(Code::Busy));
     }
 }
 
-impl Source for Many {
-    async fn next(&mut self) -> Result<Option<FlightData>, Status> {
-        self.next().await
-    }
-}
+impl Body for Get {
+    type Data = Pieces;
+    type Error = Infallible;
 
-/// What a get holds as long as it runs.
-pub(crate) struct Held {
-    /// The request that it answers, which is counted.
-    pub counted: Request,
-    /// Its place among the gets of its connection.
-    pub turn: Option<Turn>,
-}
-
-/// A stream of messages, after its header. A client that stops reading is cut off, and gives back its memory and its turn.
-pub(crate) fn watched<S: Source>(
-    store: &StorageClient,
-    header: FlightData,
-    source: S,
-    held: Held,
-) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
-    let slot = Arc::new(Mutex::new(Ok((source, held, Patience::default()))));
-    tokio::spawn(watch(store.clone(), Arc::downgrade(&slot)));
-    let batches = futures::stream::try_unfold(slot, |slot| async move {
-        // Taken out while it works: only a client that does not ask is waited for.
-        let taken = std::mem::replace(&mut *lock(&slot), Err("a get that is already under way".to_string()));
-        let (mut source, mut held, mut patience) = taken.map_err(|reason| refuse(Code::Busy, reason))?;
-        let batch = source.next().await;
-        held.counted.first_byte();
-        if !matches!(batch, Ok(Some(_))) {
-            held.counted.end(outcome(&batch));
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, Infallible>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        let Some(batch) = batch? else { return Ok(None) };
-        patience.moved(batch.data_body.len() as u64);
-        *lock(&slot) = Ok((source, held, patience));
-        Ok(Some((batch, slot)))
-    });
-    futures::StreamExt::chain(futures::stream::iter([Ok(header)]), batches)
-}
-
-/// A get between two messages, or why there is none.
-type Slot<S> = Mutex<Result<(S, Held, Patience), String>>;
-
-fn lock<S>(slot: &Slot<S>) -> std::sync::MutexGuard<'_, Result<(S, Held, Patience), String>> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Waits with a get for its client, and cuts it off when patience ends.
-async fn watch<S: Source>(store: StorageClient, slot: Weak<Slot<S>>) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let Some(slot) = slot.upgrade() else { return };
-        let mut state = lock(&slot);
-        let cut = state.as_mut().ok().and_then(|(_, held, patience)| {
-            let pressed = store.pressed() || held.turn.as_ref().is_some_and(Turn::is_awaited);
-            patience.waited(LOOK, pressed)
-        });
-        if let Some(reason) = cut {
-            if let Ok((_, held, _)) = &mut *state {
-                held.counted.end(Err(Code::Busy));
-            }
-            *state = Err(reason);
-            return;
-        }
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let end = match ready!(rest.poll_next_unpin(context)) {
+            Some(Ok(pieces)) => return Poll::Ready(Some(Ok(Frame::data(pieces)))),
+            Some(Err(status)) => Err(status),
+            None => Ok(()),
+        };
+        self.rest = None;
+        self.counted.end(outcome(&end));
+        Poll::Ready(Some(Ok(Frame::trailers(trailers(end)))))
     }
 }
 
-/// Pieces of any size on their way to batches of whole rows.
+/// A tensor on its way: pieces of any size become batches of whole rows.
 struct Rows {
     reader: Reader,
-    carrier: Carrier,
+    /// Of a tensor that takes several batches.
+    carrier: Option<Carrier>,
+    /// Whether the schema is on its way.
+    begun: bool,
     waiting: VecDeque<Bytes>,
     bytes: u64,
     ended: bool,
 }
 
+impl Source for Rows {
+    async fn next(&mut self) -> Result<Option<Pieces>, Status> {
+        self.next_batch().await.map_err(of_store)
+    }
+}
+
 impl Rows {
-    async fn next_batch(&mut self) -> Result<Option<FlightData>, StoreError> {
-        let row = self.carrier.row_bytes;
-        while self.bytes < row && !self.ended {
-            match self.reader.next().await? {
+    fn new(reader: Reader) -> Rows {
+        let carrier = (reader.spec().nbytes() > MESSAGE_BYTES).then(|| Carrier::of(reader.spec(), MESSAGE_BYTES));
+        Rows { reader, carrier, begun: false, waiting: VecDeque::new(), bytes: 0, ended: false }
+    }
+
+    async fn next_batch(&mut self) -> Result<Option<Pieces>, StoreError> {
+        let spec = self.reader.spec();
+        let row = self.carrier.as_ref().map_or(spec.nbytes(), |carrier| carrier.row_bytes);
+        if row == 0 {
+            return Ok((!std::mem::replace(&mut self.begun, true)).then(|| Pieces::from(announced(spec).freeze())));
+        }
+        self.gather(row).await?;
+        if self.bytes == 0 {
+            return Ok(None);
+        }
+        if self.bytes < row {
+            return Err(StoreError::Internal(format!("a tensor that ends {} bytes into a row of {row}", self.bytes)));
+        }
+        let rows = (self.bytes.min(MESSAGE_BYTES) / row).max(1);
+        let mut message = Pieces::from(self.before(rows, rows * row));
+        self.take((rows * row) as usize, &mut message);
+        message.hold(self.reader.hold());
+        Ok(Some(message))
+    }
+
+    /// Reads a message of bytes; less than that, but a row at least, where more would have to be waited for.
+    async fn gather(&mut self, row: u64) -> Result<(), StoreError> {
+        while self.bytes < MESSAGE_BYTES && !self.ended {
+            let next = match self.reader.next().now_or_never() {
+                Some(next) => next,
+                None if self.bytes >= row => return Ok(()),
+                None => self.reader.next().await,
+            };
+            match next? {
                 Some(piece) => {
                     self.bytes += piece.len() as u64;
                     self.waiting.push_back(piece);
@@ -149,40 +207,58 @@ impl Rows {
                 None => self.ended = true,
             }
         }
-        if self.bytes == 0 {
-            return Ok(None);
-        }
-        if self.bytes < row {
-            return Err(StoreError::Internal(format!("a tensor that ends {} bytes into a row of {row}", self.bytes)));
-        }
-        // Whole rows of the first piece go out as they are; a row that straddles pieces is put together.
-        let front = self.waiting.front().map_or(0, |piece| piece.len() as u64);
-        let rows = (front.clamp(row, MESSAGE_BYTES.max(row)) / row).max(1);
-        let body = self.take((rows * row) as usize);
-        Ok(Some(FlightData::new().with_data_header(ipc::batch_header(&self.carrier, rows, rows * row)).with_data_body(body)))
+        Ok(())
     }
 
-    /// The next `len` bytes, padded to a multiple of 8 as Arrow wants it: a slice of the first piece where that can be.
-    fn take(&mut self, len: usize) -> Bytes {
+    /// What comes before the `bytes` of a batch of `rows` rows: the first time, the schema too.
+    fn before(&mut self, rows: u64, bytes: u64) -> Bytes {
+        let (begun, spec) = (std::mem::replace(&mut self.begun, true), self.reader.spec());
+        let batch = |target: &mut BytesMut, carrier: &Carrier, rows: u64| {
+            begin_message(
+                target,
+                &ipc::batch_header(carrier.lists.then_some(carrier.row_values), rows, bytes),
+                &[],
+                bytes.next_multiple_of(8) as usize,
+            );
+        };
+        let Some(carrier) = &self.carrier else {
+            return self.reader.announced(|| {
+                let carrier = Carrier::of(spec, MESSAGE_BYTES);
+                let mut target = announced(spec);
+                batch(&mut target, &carrier, carrier.rows);
+                target.freeze()
+            });
+        };
+        let mut target = if begun { BytesMut::new() } else { announced(spec) };
+        batch(&mut target, carrier, rows);
+        target.freeze()
+    }
+
+    /// Moves the next `len` bytes into the message, as they are, and pads them to a multiple of 8 as Arrow wants it.
+    fn take(&mut self, len: usize, message: &mut Pieces) {
         self.bytes -= len as u64;
-        let padded = len.next_multiple_of(8);
-        if let Some(front) = self.waiting.front_mut()
-            && front.len() >= len
-            && padded == len
-        {
-            let body = front.split_to(len);
-            self.waiting.retain(|piece| !piece.is_empty());
-            return body;
-        }
-        let mut body = BytesMut::with_capacity(padded);
-        while body.len() < len {
-            let Some(front) = self.waiting.front_mut() else { break };
-            body.extend_from_slice(&front.split_to(front.len().min(len - body.len())));
-            if front.is_empty() {
-                self.waiting.pop_front();
+        let mut left = len;
+        while left > 0 {
+            let Some(mut front) = self.waiting.pop_front() else { break };
+            let piece = front.split_to(front.len().min(left));
+            left -= piece.len();
+            message.push(piece);
+            if !front.is_empty() {
+                self.waiting.push_front(front);
             }
         }
-        body.resize(padded, 0);
-        body.freeze()
+        message.pad(len.next_multiple_of(8) - len);
     }
+}
+
+/// The message that says what a tensor is.
+fn announced(spec: &TensorSpec) -> BytesMut {
+    let mut target = BytesMut::new();
+    begin_message(&mut target, &schema_header(&carrier(spec).1), &[], 0);
+    target
+}
+
+/// The header of the message of a schema.
+pub(crate) fn schema_header(schema: &Schema) -> Bytes {
+    FlightData::from(SchemaAsIpc::new(schema, &IpcWriteOptions::default())).data_header
 }

@@ -3,21 +3,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use arrow_flight::{FlightData, SchemaAsIpc};
-use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::{DataType, Field, Schema};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use sira_store::{Demands, Reader, Snapshot, StorageClient, StoreError};
-use sira_tensor::carrier::{COLUMN, Carrier};
-use sira_tensor::{DType, TensorSpec};
+use sira_store::{Demands, Reader, SHARED_BYTES, Snapshot, StorageClient, StoreError};
+use sira_tensor::carrier::COLUMN;
 use sira_wire::many::{ALIGN, GetMessage, KeyHeader, ManyTicket, PartHeader, Segment};
 use sira_wire::{Code, Key};
 use tonic::Status;
 
-use crate::get::MESSAGE_BYTES;
+use crate::get::{MESSAGE_BYTES, Source, schema_header};
 use crate::ipc;
+use crate::pieces::{Pieces, begin_message};
 use crate::status::refuse;
 
 /// Bytes of `app_metadata` after which a message is sent though it could hold more.
@@ -26,11 +24,6 @@ const METADATA_BYTES: usize = 256 << 10;
 /// The one plain column of raw bytes.
 pub(crate) fn schema() -> Schema {
     Schema::new(vec![Field::new(COLUMN, DataType::UInt8, false)])
-}
-
-/// The first message.
-pub(crate) fn header() -> FlightData {
-    FlightData::from(SchemaAsIpc::new(&schema(), &IpcWriteOptions::default()))
 }
 
 /// Many keys on their way out, one after another.
@@ -44,9 +37,9 @@ pub(crate) struct Many {
     opening: Option<BoxFuture<'static, Opened>>,
     /// The part that is being read.
     reading: Option<Reading>,
+    /// Whether the schema is on its way.
+    begun: bool,
     message: Draft,
-    /// The body that went out last: once it is on its way, its memory serves the next one. Fresh memory costs more than the copy into it.
-    sent: Bytes,
 }
 
 /// A key of which parts are still to come.
@@ -80,25 +73,28 @@ struct Reading {
 struct Draft {
     segments: Vec<Segment>,
     metadata: usize,
-    body: BytesMut,
-    /// What the bytes in it were reserved by; kept until the message is on its way.
-    readers: Vec<Reader>,
+    /// Bytes of its body, and their buffers.
+    bytes: u64,
+    body: Pieces,
+    /// Small pieces that follow the last of the buffers. Once a message has been sent, its memory serves the next one: fresh memory costs more
+    /// than the copy into it.
+    small: BytesMut,
+}
+
+impl Source for Many {
+    async fn next(&mut self) -> Result<Option<Pieces>, Status> {
+        self.next_message().await
+    }
 }
 
 impl Many {
     pub fn new(store: StorageClient, keys: Vec<Key>, ticket: ManyTicket) -> Many {
         let (ticket, keys) = (Arc::new(ticket), keys.into());
-        Many { store, ticket, keys, next: 0, opening: None, reading: None, message: Draft::default(), sent: Bytes::new() }
+        Many { store, ticket, keys, next: 0, opening: None, reading: None, begun: false, message: Draft::default() }
     }
 
     /// The next message; `None` after the last.
-    pub async fn next(&mut self) -> Result<Option<FlightData>, Status> {
-        // What was reserved for the message before is free: it has been taken.
-        self.message = Draft::default();
-        if let Ok(mut body) = std::mem::take(&mut self.sent).try_into_mut() {
-            body.clear();
-            self.message.body = body;
-        }
+    async fn next_message(&mut self) -> Result<Option<Pieces>, Status> {
         loop {
             if let Some(reading) = self.reading.take() {
                 self.read(reading).await;
@@ -108,7 +104,7 @@ impl Many {
                     // Who holds memory does not wait for more: what is ready goes out first.
                     None if !self.message.is_empty() => return self.send(),
                     None => {
-                        self.message.body = BytesMut::new();
+                        self.message.small = BytesMut::new();
                         opening.await
                     }
                 };
@@ -118,7 +114,7 @@ impl Many {
                 self.opening = Some(open_key(self.store.clone(), key, self.next, self.ticket.clone()).boxed());
                 self.next += 1;
             } else {
-                return if self.message.is_empty() { Ok(None) } else { self.send() };
+                return if self.message.is_empty() && self.begun { Ok(None) } else { self.send() };
             }
             if self.message.is_full() {
                 return self.send();
@@ -126,10 +122,12 @@ impl Many {
         }
     }
 
-    fn send(&mut self) -> Result<Option<FlightData>, Status> {
-        let message = self.message.take()?;
-        self.sent = message.data_body.clone();
-        Ok(Some(message))
+    fn send(&mut self) -> Result<Option<Pieces>, Status> {
+        let mut before = BytesMut::new();
+        if !std::mem::replace(&mut self.begun, true) {
+            begin_message(&mut before, &schema_header(&schema()), &[], 0);
+        }
+        self.message.take(before).map(Some)
     }
 
     fn opened(&mut self, opened: Opened) {
@@ -165,7 +163,6 @@ impl Many {
 
     fn part_ended(&mut self, reading: Reading) {
         let mut rest = reading.rest;
-        self.message.readers.push(*reading.reader);
         if let Some(part) = rest.parts.pop_front() {
             rest.header = None;
             self.opening = Some(open_part(rest, part).boxed());
@@ -211,20 +208,20 @@ impl Draft {
     }
 
     fn is_full(&self) -> bool {
-        self.body.len() as u64 >= MESSAGE_BYTES || self.metadata >= METADATA_BYTES
+        self.bytes >= MESSAGE_BYTES || self.metadata >= METADATA_BYTES
     }
 
     /// Takes what fits of the piece. `left`: how many keys come after this one.
     fn add(&mut self, reading: &mut Reading, left: u64) {
-        let at = (self.body.len() as u64).next_multiple_of(ALIGN);
+        let goes_on = self.segments.last().is_some_and(|last| last.index == reading.rest.index) && !reading.fresh;
+        let at = if goes_on { self.bytes } else { self.bytes.next_multiple_of(ALIGN) };
         let room = (MESSAGE_BYTES.saturating_sub(at) as usize).max(1);
         let piece = reading.piece.split_to(reading.piece.len().min(room));
-        let goes_on = self.segments.last().is_some_and(|last| last.index == reading.rest.index) && !reading.fresh;
         match self.segments.last_mut() {
             // The next bytes of the same part follow on those before.
             Some(last) if goes_on => last.bytes += piece.len() as u64,
             _ => {
-                self.body.resize(at as usize, 0);
+                self.pad((at - self.bytes) as usize);
                 let segment = Segment {
                     index: reading.rest.index,
                     offset: at,
@@ -236,15 +233,35 @@ impl Draft {
                 // Measured by what is long in it.
                 self.metadata += 100 + segment.part.as_ref().map_or(0, header_bytes);
                 self.segments.push(segment);
+                self.body.hold(reading.reader.hold());
             }
         }
         reading.fresh = false;
-        if self.body.capacity() == 0 {
-            // As much as the keys to come are likely to fill, if they are like this one.
-            let likely = (reading.reader.spec().nbytes() + ALIGN).saturating_mul(left + 1);
-            self.body.reserve(likely.min(MESSAGE_BYTES) as usize);
+        self.bytes += piece.len() as u64;
+        if piece.len() as u64 > SHARED_BYTES {
+            self.end_small();
+            return self.body.push(piece);
         }
-        self.body.extend_from_slice(&piece);
+        if self.small.is_empty() {
+            // As much as the keys to come are likely to fill, if they are like this one.
+            let likely = (reading.reader.spec().nbytes().min(SHARED_BYTES) + ALIGN).saturating_mul(left + 1);
+            self.small.reserve(likely.min(MESSAGE_BYTES).max(piece.len() as u64) as usize);
+        }
+        self.small.extend_from_slice(&piece);
+    }
+
+    /// Appends zeros.
+    fn pad(&mut self, count: usize) {
+        self.bytes += count as u64;
+        match self.small.is_empty() {
+            true => self.body.pad(count),
+            false => self.small.resize(self.small.len() + count, 0),
+        }
+    }
+
+    /// The small pieces gathered so far become a buffer of the body.
+    fn end_small(&mut self) {
+        self.body.push(self.small.split().freeze());
     }
 
     fn failed(&mut self, index: usize, error: &StoreError) {
@@ -253,15 +270,20 @@ impl Draft {
         self.segments.push(Segment { index, error: Some(error), ..Segment::default() });
     }
 
-    /// The message.
-    fn take(&mut self) -> Result<FlightData, Status> {
-        let metadata = serde_json::to_vec(&GetMessage { segments: std::mem::take(&mut self.segments) });
-        let metadata = metadata.map_err(|e| refuse(Code::Internal, e.to_string()))?;
-        let mut body = std::mem::take(&mut self.body);
-        let rows = body.len() as u64;
-        body.resize(body.len().next_multiple_of(8), 0);
-        let header = ipc::batch_header(&bytes_carrier()?, rows, rows);
-        Ok(FlightData::new().with_data_header(header).with_data_body(body.freeze()).with_app_metadata(metadata))
+    /// The message, after the bytes in `before`; without segments, only those. What is left is empty, and keeps the memory of small pieces.
+    fn take(&mut self, mut before: BytesMut) -> Result<Pieces, Status> {
+        self.end_small();
+        let (bytes, mut body) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.body));
+        self.metadata = 0;
+        let segments = std::mem::take(&mut self.segments);
+        if !segments.is_empty() {
+            let metadata = serde_json::to_vec(&GetMessage { segments }).map_err(|e| refuse(Code::Internal, e.to_string()))?;
+            let padded = bytes.next_multiple_of(8);
+            body.pad((padded - bytes) as usize);
+            begin_message(&mut before, &ipc::batch_header(None, bytes, bytes), &metadata, padded as usize);
+        }
+        body.push_front(before.freeze());
+        Ok(body)
     }
 }
 
@@ -269,10 +291,4 @@ fn header_bytes(part: &PartHeader) -> usize {
     let attributes: usize = part.attributes.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
     let axes: usize = part.axes.iter().map(|axis| axis.len() + 4).sum();
     part.name.len() + 20 * part.shape.len() + axes + attributes
-}
-
-/// The carrier of raw bytes.
-fn bytes_carrier() -> Result<Carrier, Status> {
-    let spec = TensorSpec::new(DType::UInt8, vec![0]).map_err(|e| refuse(Code::Internal, e.to_string()))?;
-    Ok(Carrier::of(&spec, MESSAGE_BYTES))
 }

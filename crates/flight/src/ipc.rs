@@ -8,7 +8,7 @@ use arrow_ipc::{self as fb, MetadataVersion, Precision};
 use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
 use flatbuffers::FlatBufferBuilder;
-use sira_tensor::carrier::{Carrier, Column};
+use sira_tensor::carrier::Column;
 use sira_wire::Code;
 use tonic::Status;
 
@@ -149,11 +149,11 @@ impl Batch {
     }
 }
 
-/// The header of a batch of `rows` rows of `carrier`, whose body is `len` bytes of values, padded to 8.
-pub(crate) fn batch_header(carrier: &Carrier, rows: u64, len: u64) -> Bytes {
+/// The header of a batch of `rows` rows, lists of so many values each or plain values, whose body is `len` bytes of values, padded to 8.
+pub(crate) fn batch_header(lists: Option<u64>, rows: u64, len: u64) -> Bytes {
     let mut b = FlatBufferBuilder::with_capacity(256);
-    let values = rows * carrier.row_values;
-    let (nodes, buffers) = if carrier.lists {
+    let values = rows * lists.unwrap_or(1);
+    let (nodes, buffers) = if lists.is_some() {
         (vec![fb::FieldNode::new(rows as i64, 0), fb::FieldNode::new(values as i64, 0)], vec![0, 0, len])
     } else {
         (vec![fb::FieldNode::new(values as i64, 0)], vec![0, len])

@@ -1,7 +1,8 @@
 //! The Arrow Flight service over the store (docs/wire.md).
 //!
-//! Everything but `DoPut` goes through the generated service (`service.rs`). `DoPut` is read from the HTTP/2 body as its frames come
-//! (`put.rs`): a message may be as large as its client likes, and memory stays bounded by the chunk that is being gathered.
+//! Everything but `DoPut` and `DoGet` goes through the generated service (`service.rs`). `DoPut` is read from the HTTP/2 body as its frames come
+//! (`put.rs`): a message may be as large as its client likes, and memory stays bounded by the chunk that is being gathered. `DoGet` hands its
+//! bytes to HTTP/2 as they lie in the store (`get.rs`, `pieces.rs`).
 
 mod actions;
 mod answer;
@@ -12,8 +13,10 @@ mod door;
 mod frames;
 mod get;
 mod get_many;
+mod http2;
 mod input;
 mod ipc;
+mod pieces;
 mod put;
 mod put_many;
 mod seats;

@@ -1,58 +1,35 @@
 //! The server around the service: what it takes from the network, and whom it listens to.
 
-use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use http_body_util::Full;
 use sira_store::StorageClient;
-use sira_store::ledger::Reservation;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::server::NamedService;
 use tower::Service;
 
-use crate::answer::Answers;
-use crate::arrival::{Arrivals, MAX_REQUEST};
+use crate::answer::{Answer, Answers, Outgoing};
+use crate::arrival::{Arrivals, MAX_REQUEST, aside};
 use crate::auth::Tokens;
 pub use crate::door::{GREETINGS, Listeners};
 use crate::seats::{Calls, Guest, Room};
 use crate::service::Flight;
 use crate::tls::Tls;
-use crate::{door, put};
+use crate::{door, get, http2, put};
 
 /// Connections that may be open at once, where nothing else is said.
 pub const DEFAULT_CONNECTIONS: usize = 1024;
 
-/// Calls that a server may have under way. A put may be sent a window of [`STREAM_WINDOW`] before it is let in to memory that is counted; any
+/// Calls that a server may have under way. A put may be sent a window of [`http2::STREAM_WINDOW`] before it is let in to memory that is counted; any
 /// other call is under way once its request has come whole.
 const CALLS: usize = 2048;
 
-/// Calls that one connection may have under way. Few, because all of them may send a window ahead of the store (the next constant but one),
-/// and because this bounds what one client can start and reset; a client that wants more opens another connection, as gRPC does.
-const STREAMS: u32 = 64;
 /// A connection may have a running get for each of these bytes of memory: a get of a large tensor holds 8 MiB, so that the gets of one client
 /// that does not read hold a sixteenth of the memory at most.
 const GET_SHARE: u64 = 128 << 20;
-/// HTTP/2 windows: how much a client may send ahead of the store. A connection's holds that of all its streams: puts that wait for memory
-/// must not keep the bytes of those that have it from coming.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
-/// Large frames: an upload of 16 MiB in frames of 16 KiB is a thousand of them.
-const FRAME: u32 = 1 << 20;
-/// Headers of a call. Ours take a few hundred bytes; a call with more is refused, and memory for more is never taken.
-const HEADERS: u32 = 16 << 10;
-/// Calls that were reset before they were looked at: more at once, and the connection is closed (rapid reset).
-const PENDING_RESETS: usize = 20;
-/// Calls that a client's errors made this server reset: more at once, and the connection is closed (the same attack, the other way round).
-const ERROR_RESETS: usize = 64;
-/// A connection is asked this often whether it still lives, and closed if it does not answer within the same time.
-const KEEPALIVE: Duration = Duration::from_secs(20);
-
 /// How a server meets the network.
 pub struct Transport {
     /// TLS; without it, connections are plaintext.
@@ -77,9 +54,6 @@ pub enum ServeError {
     /// The thread that accepts connections did not start.
     #[error("connections cannot be accepted: {0}")]
     Accept(#[from] std::io::Error),
-    /// The HTTP/2 server failed.
-    #[error(transparent)]
-    Server(#[from] tonic::transport::Error),
 }
 
 /// Serves `store` on `listeners` until `shutdown`, then lets running calls end.
@@ -94,81 +68,66 @@ pub async fn serve(
     let (calls, answers) = (Calls::new(CALLS), Arc::new(Answers::default()));
     let (full, pressed) = (calls.clone(), store.clone());
     tokio::spawn(Answers::watch(Arc::downgrade(&answers), move || full.are_full() || pressed.pressed()));
-    let service = Guarded { flight, store, tokens: tokens.map(Arc::new), calls, arrivals: Arrivals::default(), answers };
-    let gets = (memory / GET_SHARE).clamp(4, STREAMS.into()) as usize;
+    let service = Guarded { flight, store, tokens, calls, arrivals: Arrivals::default(), answers };
+    let gets = (memory / GET_SHARE).clamp(4, http2::STREAMS.into()) as usize;
     let incoming = door::open(listeners.into(), tls, Room::new(max_connections, gets))?;
-    tonic::transport::Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
-        .max_concurrent_streams(STREAMS)
-        .http2_max_header_list_size(HEADERS)
-        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
-        .http2_max_local_error_reset_streams(Some(ERROR_RESETS))
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(service)
-        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), shutdown)
-        .await?;
+    http2::serve(ReceiverStream::new(incoming), Arc::new(service), shutdown).await;
     Ok(())
 }
 
-/// Every call of the service passes here, `DoPut` included, which is not the generated service's.
-#[derive(Clone)]
-struct Guarded {
+/// Every call passes here. `DoPut` and `DoGet` are not the generated service's.
+pub(crate) struct Guarded {
     flight: FlightServiceServer<Flight>,
     store: StorageClient,
-    tokens: Option<Arc<Tokens>>,
+    tokens: Option<Tokens>,
     calls: Calls,
     arrivals: Arrivals,
     answers: Arc<Answers>,
 }
 
+/// What the paths of all calls begin with.
+const SERVICE: &str = "/arrow.flight.protocol.FlightService/";
+
 /// Calls whose requests are streams: their bodies are read as they come, or not at all.
-const STREAMED: [&str; 3] = ["/DoPut", "/Handshake", "/DoExchange"];
+const STREAMED: [&str; 3] = ["DoPut", "Handshake", "DoExchange"];
 
 impl Guarded {
-    /// Lets a call in, and answers it. Who calls has been looked at.
-    async fn answer(mut self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
-        let guest = request.extensions().get::<Arc<Guest>>().cloned();
-        // The connection stays while the request comes.
-        let running = guest.clone().map(Guest::begin);
+    /// Answers a call over `guest`.
+    pub async fn call(self: Arc<Guarded>, guest: Arc<Guest>, request: http::Request<Body>) -> http::Response<Answer> {
+        self.answer(guest, request).await.unwrap_or_else(Status::into_http)
+    }
+
+    async fn answer(&self, guest: Arc<Guest>, request: http::Request<Body>) -> Result<http::Response<Answer>, Status> {
         let path = request.uri().path();
-        let (put, streamed) = (path.ends_with("/DoPut"), STREAMED.iter().any(|call| path.ends_with(call)));
-        let (request, memory) =
-            if streamed { (request, Reservation::default()) } else { self.arrivals.gather(&self.store, request).await? };
-        let call = self.calls.begin(guest)?.holding(memory);
-        drop(running);
-        let response = if put {
-            put::handle(self.store, self.calls, request).await
-        } else {
-            self.flight.call(request).await.unwrap_or_else(|never| match never {})
-        };
-        Ok(self.answers.send(call, response))
-    }
-}
-
-impl NamedService for Guarded {
-    const NAME: &'static str = <FlightServiceServer<Flight> as NamedService>::NAME;
-}
-
-impl Service<http::Request<Body>> for Guarded {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        <FlightServiceServer<Flight> as Service<http::Request<Body>>>::poll_ready(&mut self.flight, context)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        // Before anything else of it.
-        if let Some(tokens) = &self.tokens
-            && let Err(status) = tokens.check(request.uri().path(), request.headers())
-        {
-            return Box::pin(std::future::ready(Ok(status.into_http())));
+        if let Some(tokens) = &self.tokens {
+            tokens.check(path, request.headers())?; // before anything else of it
         }
-        let answer = self.clone().answer(request);
-        Box::pin(async move { Ok(answer.await.unwrap_or_else(Status::into_http)) })
+        let method = path.strip_prefix(SERVICE).ok_or_else(|| Status::unimplemented(format!("{path} is no call of Arrow Flight")))?;
+        if STREAMED.contains(&method) {
+            let is_put = method == "DoPut";
+            let call = self.calls.begin(guest)?;
+            let response =
+                if is_put { put::handle(self.store.clone(), self.calls.clone(), request).await } else { self.flight(request).await };
+            return Ok(self.answers.clone().send(call, response.map(Outgoing::from)));
+        }
+        let is_get = method == "DoGet";
+        // The connection stays while the request comes.
+        let running = guest.clone().begin();
+        let (mut head, body) = request.into_parts();
+        let (body, memory) = self.arrivals.gather(&self.store, body).await?;
+        let call = self.calls.begin(guest.clone())?.holding(memory);
+        drop(running);
+        let response = if is_get {
+            get::handle(&self.store, body, guest).await?
+        } else {
+            let body = aside(&mut head, body);
+            self.flight(http::Request::from_parts(head, Body::new(Full::new(body)))).await.map(Outgoing::from)
+        };
+        Ok(self.answers.clone().send(call, response))
+    }
+
+    /// What the generated service answers.
+    async fn flight(&self, request: http::Request<Body>) -> http::Response<Body> {
+        self.flight.clone().call(request).await.unwrap_or_else(|never| match never {})
     }
 }

@@ -1,6 +1,5 @@
-//! The Flight service: everything but `DoPut`.
+//! The Flight service: everything but `DoPut` and `DoGet`.
 
-use std::sync::Arc;
 
 use arrow_flight::flight_descriptor::DescriptorType;
 use arrow_flight::flight_service_server::FlightService;
@@ -12,16 +11,14 @@ use arrow_ipc::writer::IpcWriteOptions;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use prost::Message as _;
-use sira_store::{Demands, Operation, Reader, Snapshot, StorageClient};
+use sira_store::{Demands, Operation, Snapshot, StorageClient};
 use sira_tensor::{TensorSpec, region};
 use sira_wire::many::ManyTicket;
 use sira_wire::{Code, Entry, Key, ListRequest, Ticket as Wanted};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::arrival::Message;
-use crate::get::Held;
-use crate::get_many::{self, Many};
-use crate::seats::Guest;
+use crate::get_many;
 use crate::status::{of_store, of_wire, outcome, refuse, unsupported};
 use crate::{actions, auth, get};
 
@@ -53,14 +50,6 @@ impl Flight {
         let key = Key::from_path(&descriptor.path).map_err(|e| of_wire(&e))?;
         let ticket = Wanted::whole(&key);
         Ok((key, ticket))
-    }
-
-    /// Begins to read what a ticket of one tensor asks for.
-    async fn reader(&self, ticket: &[u8]) -> Result<Reader, Status> {
-        let (key, ticket) = Wanted::parse(ticket).map_err(|e| of_wire(&e))?;
-        let snapshot = self.snapshot(&key, &ticket)?;
-        let part = snapshot.part(ticket.part.as_deref()).map_err(of_store)?;
-        snapshot.read(part, &ticket.slice).await.map_err(of_store)
     }
 
     /// The version that a ticket asks for, held still.
@@ -226,27 +215,9 @@ impl FlightService for Flight {
         schema.map(Response::new)
     }
 
-    async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        let mut counted = self.store.request(Operation::Get);
-        let turn = match request.extensions().get::<Arc<Guest>>().cloned() {
-            Some(guest) => guest.turn().await,
-            None => None,
-        };
-        let ticket = request.into_inner().ticket;
-        if let Some(many) = ManyTicket::parse(&ticket) {
-            let many = many.map_err(|e| of_wire(&e));
-            if many.is_err() {
-                counted.end(outcome(&many));
-            }
-            let (keys, ticket) = many?;
-            let many = Many::new(self.store.clone(), keys, ticket);
-            return Ok(Response::new(get::watched(&self.store, get_many::header(), many, Held { counted, turn }).boxed()));
-        }
-        let reader = self.reader(&ticket).await;
-        if reader.is_err() {
-            counted.end(outcome(&reader));
-        }
-        Ok(Response::new(get::messages(&self.store, reader?, Held { counted, turn }).boxed()))
+    async fn do_get(&self, _: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        // Taken out by the server before it comes here.
+        Err(refuse(Code::Internal, "DoGet reached the generated service"))
     }
 
     async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {

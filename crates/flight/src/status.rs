@@ -1,5 +1,6 @@
 //! Errors as gRPC has them.
 
+use http::{HeaderMap, HeaderValue};
 use sira_store::StoreError;
 use sira_wire::{Code, WireError};
 use tonic::Status;
@@ -48,6 +49,19 @@ pub(crate) fn refuse(code: Code, message: impl Into<String>) -> Status {
 
 pub(crate) fn unsupported(message: &str) -> Status {
     refuse(Code::Unsupported, message)
+}
+
+/// The trailers of an answer that ends so.
+pub(crate) fn trailers(end: Result<(), Status>) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(2);
+    let written = match end {
+        Ok(()) => Ok(trailers.insert("grpc-status", HeaderValue::from_static("0"))),
+        Err(status) => status.add_header(&mut trailers).map(|()| None),
+    };
+    if written.is_err() {
+        trailers.insert("grpc-status", HeaderValue::from(tonic::Code::Internal as i32));
+    }
+    trailers
 }
 
 /// How a request ended, as it is counted.

@@ -1,7 +1,7 @@
 //! The hot tier: raw parts in memory, as they go out on the wire.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use quick_cache::sync::{Cache, DefaultLifecycle};
@@ -14,12 +14,17 @@ use crate::ledger::{Ledger, Reservation};
 /// A part of at most this share of the tier is kept, so that one large tensor does not empty it.
 const LARGEST_SHARE: u64 = 4;
 
+/// Bytes that are verified together, and go out together: few enough to be in the processor's cache still when they are sent.
+pub(crate) const BLOCK: usize = 512 << 10;
+
 /// A raw part in memory, with the memory it has reserved.
 #[derive(Debug)]
 pub struct HotPart {
     payload: Payload,
-    /// XXH3-64 of each piece, taken when it came in.
+    /// XXH3-64 of each block of each piece, taken when it came in.
     checksums: Vec<u64>,
+    /// What is said of the part before its bytes, by whoever serves it.
+    announced: OnceLock<bytes::Bytes>,
     _reservation: Reservation,
     /// Counted for its namespace.
     counted: Option<Counted>,
@@ -41,8 +46,13 @@ impl Drop for Counted {
 impl HotPart {
     /// Takes the checksums of `payload`, whose memory is `reservation`.
     pub fn new(payload: Payload, reservation: Reservation) -> HotPart {
-        let checksums = payload.pieces().iter().map(|piece| xxh3_64(piece)).collect();
-        HotPart { payload, checksums, _reservation: reservation, counted: None }
+        let checksums = payload.pieces().iter().flat_map(|piece| piece.chunks(BLOCK)).map(xxh3_64).collect();
+        HotPart { payload, checksums, announced: OnceLock::new(), _reservation: reservation, counted: None }
+    }
+
+    /// What is said of the part before its bytes: `make` makes it the first time.
+    pub fn announced(&self, make: impl FnOnce() -> bytes::Bytes) -> bytes::Bytes {
+        self.announced.get_or_init(make).clone()
     }
 
     /// Counts its bytes in `total` while it lives.
@@ -57,16 +67,36 @@ impl HotPart {
         self.payload.len()
     }
 
-    /// Piece `index` of the bytes, row-major, verified; `None` after the last.
-    pub fn piece(&self, index: usize) -> Option<Result<&bytes::Bytes, Damaged>> {
-        let piece = self.payload.pieces().get(index)?;
-        Some(if xxh3_64(piece) == self.checksums[index] { Ok(piece) } else { Err(Damaged) })
+    /// The block at `place`, verified; `None` after the last. The first is at the default place; the place moves on.
+    pub fn block(&self, place: &mut Place) -> Option<Result<bytes::Bytes, Damaged>> {
+        let piece = self.payload.pieces().get(place.piece)?;
+        let block = piece.slice(place.offset..piece.len().min(place.offset + BLOCK));
+        let intact = self.checksums.get(place.block).is_some_and(|&checksum| xxh3_64(&block) == checksum);
+        place.block += 1;
+        place.offset += BLOCK;
+        if place.offset >= piece.len() {
+            (place.piece, place.offset) = (place.piece + 1, 0);
+        }
+        Some(if intact { Ok(block) } else { Err(Damaged) })
     }
 
-    /// All bytes, verified.
+    /// All bytes, verified, in the pieces they came in.
     pub fn verified(&self) -> Result<Payload, Damaged> {
-        (0..).map_while(|index| self.piece(index)).map(|piece| piece.cloned()).collect()
+        let mut place = Place::default();
+        while let Some(block) = self.block(&mut place) {
+            block?;
+        }
+        Ok(self.payload.clone())
     }
+}
+
+/// A place in a part, between two blocks.
+#[derive(Debug, Default)]
+pub struct Place {
+    piece: usize,
+    offset: usize,
+    /// Blocks before it.
+    block: usize,
 }
 
 /// Memory no longer holds what was put there.

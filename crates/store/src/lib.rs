@@ -41,7 +41,7 @@ pub use client::{StorageClient, StoreOptions, WriteOptions};
 pub use error::StoreError;
 pub use observe::{Operation, Request};
 pub use part::PartSpec;
-pub use read::Reader;
+pub use read::{Hold, Reader, SHARED_BYTES};
 pub use router::{PlacementRequest, Router, RoutingStrategy, Rule};
 pub use seams::{Clock, Seams, Spawner};
 pub use snapshot::{Demands, Snapshot};

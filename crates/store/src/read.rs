@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::StoreError;
 use crate::client::{Inner, Tier};
-use crate::hot::{Damaged, HotPart};
+use crate::hot::{Damaged, HotPart, Place as BlockPlace};
 use crate::ledger::Reservation;
 use crate::namespaces::count;
 use crate::pins::Pin;
@@ -25,6 +25,10 @@ use crate::write::INLINE_BYTES;
 
 /// Bytes of a piece gathered from memory for a box that is not whole.
 const PIECE: u64 = 2 << 20;
+
+/// Parts of at most this many bytes may be copied into a message beside others: a read of one sets memory aside for that. More bytes are
+/// faster sent from where they lie.
+pub const SHARED_BYTES: u64 = 4 << 10;
 
 /// Chunks of a slab fetched at once, and slabs in the making at once.
 const WIDTH: usize = 2;
@@ -38,6 +42,14 @@ pub struct Reader {
     place: Place,
     /// Pieces to keep in the hot tier when all have come.
     keep: Option<(Payload, Reservation)>,
+    /// The part, where all of it is read from memory.
+    hot: Option<Arc<HotPart>>,
+    hold: Arc<Hold>,
+}
+
+/// What the bytes of a read are reserved by. Whoever keeps the bytes beyond the [`Reader`] keeps this with them.
+pub struct Hold {
+    _part: Option<Arc<HotPart>>,
     _pin: Arc<Pin>,
     _working: Reservation,
 }
@@ -45,23 +57,26 @@ pub struct Reader {
 impl Reader {
     /// `memory`: the part, where it lies in memory.
     pub(crate) async fn open(place: Place, pin: Arc<Pin>, memory: Option<Arc<HotPart>>, wanted: Region) -> Result<Reader, StoreError> {
-        let (inner, part, version) = (place.inner.clone(), place.part().clone(), place.record.version);
+        let (inner, record) = (place.inner.clone(), place.record.clone());
+        let part = &record.parts[place.index];
         let (_, extents) = origin_and_shape(&wanted);
         let whole = extents == part.spec.shape();
         let spec = TensorSpec::new(part.spec.dtype(), extents)?
             .with_axes(part.spec.axes().to_vec())?
             .with_attributes(part.spec.attributes().clone())?;
-        // What goes onto the wire is copied into a message, and two are under way.
-        let wire = 2 * spec.nbytes().min(4 << 20);
+        // What does not go out as it lies in memory is gathered first, and two pieces are under way; a small part may share a message.
+        let gathered = 2 * spec.nbytes().min(4 << 20);
+        let is_small = spec.nbytes() <= SHARED_BYTES;
         inner.looked_up(part.copies.first().map(|copy| copy.backend.as_str()), memory.is_some());
         if let Some(namespace) = &place.namespace {
             count(&namespace.counters.gets, 1);
             count(&namespace.counters.hits, u64::from(memory.is_some()));
         }
-        let (pieces, working, keep) = if let Some(hot) = memory {
-            (from_memory(&place, hot, wanted, whole)?, inner.reserve(wire).await?, None)
+        let (pieces, working, keep, hot) = if let Some(hot) = memory {
+            let working = inner.reserve(if whole && !is_small { 0 } else { gathered }).await?;
+            (from_memory(&place, hot.clone(), wanted, whole)?, working, None, Some(hot))
         } else if part.inline.is_some() {
-            let working = inner.reserve(wire + INLINE_BYTES).await?;
+            let working = inner.reserve(gathered + INLINE_BYTES).await?;
             let bytes = inline(&inner, &place.record, place.index).await.map_err(|error| place.damaged(error))?;
             let reservation = place.hot.admit(part.spec.nbytes()).filter(|_| !bytes.is_empty());
             let keep = reservation.is_some();
@@ -69,19 +84,34 @@ impl Reader {
             if keep {
                 place.hot.insert(&place.record.write_id, place.index, hot.clone());
             }
-            (from_memory(&place, hot, wanted, whole)?, working, None)
+            (from_memory(&place, hot.clone(), wanted, whole)?, working, None, Some(hot))
         } else {
             let source = ChunkSource::first(&inner, &place.record, place.index)?;
             let chunk = source.grid.region_bytes(&source.grid.cell(0));
             let slab = source.grid.slab_bytes().min(spec.nbytes());
-            let working = inner.reserve(wire + WIDTH as u64 * (slab + 2 * WIDTH as u64 * chunk)).await?;
+            let working = inner.reserve(gathered + WIDTH as u64 * (slab + 2 * WIDTH as u64 * chunk)).await?;
             let keep = (whole && place.hot.takes(part.spec.nbytes())).then(Default::default);
             // A packed part is cut as flat bytes, and always read whole.
             let wanted = if whole { source.grid.shape().iter().map(|&extent| 0..extent).collect() } else { wanted };
-            (source.stream(wanted), working, keep)
+            (source.stream(wanted), working, keep, None)
         };
         inner.counters.gets.fetch_add(1, Ordering::Relaxed);
-        Ok(Reader { missing: spec.nbytes(), spec, version, pieces, place, keep, _pin: pin, _working: working })
+        let hold = Arc::new(Hold { _part: hot.clone(), _pin: pin, _working: working });
+        let hot = hot.filter(|_| whole);
+        Ok(Reader { missing: spec.nbytes(), spec, version: record.version, pieces, place, keep, hot, hold })
+    }
+
+    /// What the bytes are reserved by, for as long as they are on their way.
+    pub fn hold(&self) -> Arc<Hold> {
+        self.hold.clone()
+    }
+
+    /// What is said of the tensor before its bytes: `make` makes it, once for a part that is read whole from memory.
+    pub fn announced(&self, make: impl FnOnce() -> Bytes) -> Bytes {
+        match &self.hot {
+            Some(hot) => hot.announced(make),
+            None => make(),
+        }
     }
 
     /// What is being read: the dtype of the tensor, and the shape of the box.
@@ -165,18 +195,14 @@ fn from_memory(
         StoreError::Corrupt(format!("tensor {} in memory: its checksum does not match", place.record.key))
     };
     if whole {
-        let mut index = 0;
-        let pieces = std::iter::from_fn(move || {
-            let piece = part.piece(index)?.cloned().map_err(&damaged);
-            index += 1;
-            Some(piece)
-        });
+        let mut at = BlockPlace::default();
+        let pieces = std::iter::from_fn(move || Some(part.block(&mut at)?.map_err(&damaged)));
         return Ok(futures::stream::iter(pieces).boxed());
     }
     let item = spec.dtype().item_size().unwrap_or(1) as u64;
     let (run, begins) = runs(spec.shape(), item, &wanted);
     let mut begins = begins.peekable();
-    let mut cursor = Cursor { part, next: 0, piece: Bytes::new(), offset: 0 };
+    let mut cursor = Cursor { part, next: BlockPlace::default(), block: Bytes::new(), offset: 0 };
     let mut within = 0;
     let pieces = std::iter::from_fn(move || {
         let mut piece = Vec::new();
@@ -200,10 +226,10 @@ fn from_memory(
 /// A place in a part that only moves forward: a slice may have millions of runs.
 struct Cursor {
     part: Arc<HotPart>,
-    /// The piece after the present one.
-    next: usize,
-    /// The present piece, and where it begins.
-    piece: Bytes,
+    /// The block after the present one.
+    next: BlockPlace,
+    /// The present block, and where it begins.
+    block: Bytes,
     offset: u64,
 }
 
@@ -212,15 +238,15 @@ impl Cursor {
     fn append(&mut self, target: &mut Vec<u8>, begin: u64, len: usize) -> Result<(), Damaged> {
         let (mut begin, mut left) = (begin, len);
         while left > 0 {
-            let end = self.offset + self.piece.len() as u64;
+            let end = self.offset + self.block.len() as u64;
             if begin >= end {
-                let Some(piece) = self.part.piece(self.next) else { return Ok(()) };
-                (self.piece, self.offset, self.next) = (piece?.clone(), end, self.next + 1);
+                let Some(block) = self.part.block(&mut self.next) else { return Ok(()) };
+                (self.block, self.offset) = (block?, end);
                 continue;
             }
             let take = left.min((end - begin) as usize);
             let from = (begin - self.offset) as usize;
-            target.extend_from_slice(&self.piece[from..from + take]);
+            target.extend_from_slice(&self.block[from..from + take]);
             begin += take as u64;
             left -= take;
         }
