@@ -28,6 +28,7 @@ use crate::part::PartSpec;
 use crate::pins::Pins;
 use crate::read::Reader;
 use crate::record::{Part, TensorRecord};
+use crate::region::Pool;
 use crate::router::{PlacementRequest, Router, RoutingStrategy};
 use crate::seams::Seams;
 use crate::snapshot::{Demands, Snapshot};
@@ -55,6 +56,8 @@ const LIST_BYTES: usize = 4 << 20;
 pub struct StoreOptions {
     /// Bytes of the one ledger: everything that holds tensor bytes in memory.
     pub memory_limit: u64,
+    /// Bytes of memory, beside the ledger's, that is kept for the next puts when nobody uses it.
+    pub idle_limit: u64,
     /// Bytes of the hot tier, within the ledger; 0 turns it off.
     pub hot_limit: u64,
     /// How long a request waits for memory.
@@ -83,6 +86,7 @@ impl Default for StoreOptions {
     fn default() -> StoreOptions {
         StoreOptions {
             memory_limit: 1 << 30,
+            idle_limit: 1 << 26,
             hot_limit: 1 << 29,
             patience: Duration::from_secs(30),
             record_backend: "memory".into(),
@@ -126,6 +130,7 @@ pub(crate) struct Inner {
     pub seams: Seams,
     pub catalog: Catalog,
     pub ledger: Ledger,
+    pub regions: Pool,
     /// Memory of all namespaces that have none of their own.
     pub shared: Arc<HotTier>,
     pub namespaces: Namespaces,
@@ -210,6 +215,7 @@ impl StorageClient {
             nudge: Arc::default(),
             writers: AtomicU64::new(0),
             tiers: RwLock::default(),
+            regions: Pool::new(options.idle_limit),
             locks: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             ledger,
             options,

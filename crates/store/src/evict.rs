@@ -12,6 +12,11 @@ use crate::{StoreError, behind, upkeep};
 impl Inner {
     /// Promises `nbytes` of a tier to a put of `key`.
     pub async fn promise(self: &Arc<Self>, namespace: &Arc<Namespace>, key: &Key, tier: &str, nbytes: u64) -> Result<Promise, StoreError> {
+        if namespace.limit(tier).is_none()
+            && let Ok(promise) = namespace.promise(tier, nbytes, 0, 0)
+        {
+            return Ok(promise);
+        }
         // The key's own present value makes room by being replaced, and only then: it is not evicted for that.
         let mut own = None;
         let promised = self.make_room(namespace, key, tier, nbytes, &mut own).await;

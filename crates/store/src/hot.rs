@@ -55,6 +55,11 @@ impl HotPart {
         self.announced.get_or_init(make).clone()
     }
 
+    /// As [`HotPart::new`], of pieces whose checksums were taken as they came in.
+    pub(crate) fn gathered(payload: Payload, checksums: Vec<u64>, reservation: Reservation) -> HotPart {
+        HotPart { payload, checksums, _reservation: reservation, counted: None }
+    }
+
     /// Counts its bytes in `total` while it lives.
     pub fn counted(self, total: &Arc<AtomicU64>) -> HotPart {
         let bytes = self.len();

@@ -29,6 +29,7 @@ mod policies;
 mod read;
 mod record;
 mod recover;
+mod region;
 mod router;
 mod seams;
 mod sink;

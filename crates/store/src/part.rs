@@ -8,12 +8,14 @@ use sira_codec::Chain;
 use sira_tensor::TensorSpec;
 use sira_tensor::grid::{Grid, Slab, Slabs, chunk_shape};
 use tokio::sync::oneshot;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::StoreError;
 use crate::client::Inner;
 use crate::hot::{HotPart, HotTier};
 use crate::ledger::Reservation;
 use crate::record::{Chunk, Part};
+use crate::region::{Region, taken};
 use crate::sink::{ChunkSink, WIDTH};
 
 /// Chunks of a part: a table of 24 bytes each must stay in memory.
@@ -52,7 +54,14 @@ impl PartPlan {
 
     /// Memory of a put by chunks: one slab fills while another is stored; each chunk in the making is cut and encoded.
     pub fn working_bytes(&self) -> u64 {
-        2 * self.grid.slab_bytes() + 2 * WIDTH as u64 * self.grid.region_bytes(&self.grid.cell(0))
+        2 * taken(self.grid.slab_bytes()) + 2 * WIDTH as u64 * self.grid.region_bytes(&self.grid.cell(0))
+    }
+}
+
+impl PartPlan {
+    /// Memory of the part where all of it stays in memory.
+    pub fn kept_bytes(&self) -> u64 {
+        self.grid.slabs().map(|slab| taken(slab.bytes(&self.grid))).sum()
     }
 }
 
@@ -70,16 +79,18 @@ pub(crate) struct PartWriter {
     slabs: Slabs,
     grid: Grid,
     target: Target,
-    /// The slab being filled, and the bytes it will have.
-    current: Option<(Slab, Vec<u8>, usize)>,
+    /// The slab being filled.
+    current: Option<(Slab, Region)>,
+    /// The checksum of what is in it so far, taken while the bytes are in the processor's cache.
+    hasher: Box<Xxh3>,
     /// The slab being stored, while the next one fills.
     storing: Option<oneshot::Receiver<Result<Vec<Chunk>, StoreError>>>,
     last: Option<Slab>,
     /// Cells and what is stored of them.
     chunks: Vec<(u64, Chunk)>,
-    filled: u64,
-    /// What stays in memory, with its reservation, and the tier that it is for.
-    kept: Option<(Payload, Reservation)>,
+    /// What stays in memory, with the checksum of each piece and its reservation.
+    kept: Option<(Payload, Vec<u64>, Reservation)>,
+    /// The part of memory that it is for.
     hot: Arc<HotTier>,
 }
 
@@ -95,11 +106,11 @@ impl PartWriter {
             grid: plan.grid.clone(),
             target,
             current: None,
+            hasher: Box::default(),
             storing: None,
             last: None,
             chunks: Vec::new(),
-            filled: 0,
-            kept: keeps.then(|| (Payload::default(), reservation)),
+            kept: keeps.then(|| (Payload::default(), Vec::new(), reservation)),
             hot,
         }
     }
@@ -109,42 +120,50 @@ impl PartWriter {
         while !bytes.is_empty() {
             if self.current.is_none() {
                 let slab = self.slabs.next().ok_or_else(|| StoreError::Internal("a tensor longer than its slabs".into()))?;
-                let want = slab.bytes(&self.grid) as usize;
-                self.current = Some((slab, Vec::with_capacity(want), want));
+                let region = inner.regions.region(slab.bytes(&self.grid))?;
+                self.current = Some((slab, region));
             }
-            let Some((_, buffer, want)) = &mut self.current else { continue };
-            let take = bytes.len().min(*want - buffer.len());
-            buffer.extend_from_slice(&bytes[..take]);
-            self.filled += take as u64;
-            bytes = &bytes[take..];
-            if buffer.len() == *want {
+            let Some((_, region)) = &mut self.current else { continue };
+            let (now, later) = bytes.split_at(region.append(bytes));
+            self.hasher.update(now);
+            bytes = later;
+            if region.is_full() {
                 self.slab_full(inner).await?;
             }
         }
         Ok(())
     }
 
+    /// Takes all bytes of a part that is one slab, as they lie.
+    pub async fn adopt(&mut self, inner: &Inner, region: Region) -> Result<(), StoreError> {
+        let slab = self.slabs.next().ok_or_else(|| StoreError::Internal("a tensor without slabs".into()))?;
+        self.hasher.update(region.bytes());
+        self.current = Some((slab, region));
+        self.slab_full(inner).await
+    }
+
     /// Hands a full slab on, once the one before it is stored.
     async fn slab_full(&mut self, inner: &Inner) -> Result<(), StoreError> {
-        let Some((slab, buffer, _)) = self.current.take() else { return Ok(()) };
-        let bytes = Bytes::from(buffer);
-        self.keep(&bytes);
+        let Some((slab, region)) = self.current.take() else { return Ok(()) };
+        let (bytes, checksum) = (region.freeze(), self.hasher.digest());
+        self.hasher.reset();
+        self.keep(&bytes, checksum);
         if let Target::Chunks(sink) = self.target.clone() {
             self.wait_stored().await?;
             let (sender, receiver) = oneshot::channel();
             self.last = Some(slab.clone());
             self.storing = Some(receiver);
             // Runs to its end even if the writer goes: what is being written must be known before it can be swept.
-            inner.seams.spawner.spawn(Box::pin(async move { drop(sender.send(sink.store(&slab, bytes).await)) }));
+            inner.seams.spawner.spawn(Box::pin(async move { drop(sender.send(sink.store(&slab, bytes, Some(checksum)).await)) }));
         }
         Ok(())
     }
 
     /// Keeps a slab for the record or the hot tier; where the hot tier has no room for it, the part is not kept there.
-    fn keep(&mut self, bytes: &Bytes) {
-        let Some((payload, reservation)) = &mut self.kept else { return };
+    fn keep(&mut self, bytes: &Bytes, checksum: u64) {
+        let Some((payload, checksums, reservation)) = &mut self.kept else { return };
         if let Target::Chunks(_) = self.target {
-            match self.hot.admit(bytes.len() as u64) {
+            match self.hot.admit(taken(bytes.len() as u64)) {
                 Some(more) => reservation.absorb(more),
                 None => {
                     self.kept = None;
@@ -153,6 +172,7 @@ impl PartWriter {
             }
         }
         payload.push(bytes.clone());
+        checksums.push(checksum);
     }
 
     async fn wait_stored(&mut self) -> Result<(), StoreError> {
@@ -174,19 +194,19 @@ impl PartWriter {
         self.wait_stored().await?;
         let nbytes = part.spec.nbytes();
         let mut record = Part { name: part.name, spec: part.spec, inline: None, copies: Vec::new(), codec: part.codec };
-        let mut kept = self.kept.take().filter(|(payload, _)| payload.len() == nbytes);
+        let mut kept = self.kept.take().filter(|(payload, _, _)| payload.len() == nbytes);
         match &self.target {
             Target::Chunks(sink) => record.copies.push(sink.copy(&self.chunks)),
             Target::Kept if inline => {
-                let (payload, _) = kept.take().ok_or_else(|| StoreError::Internal("an inline part without its bytes".into()))?;
+                let (payload, checksums, _) = kept.take().ok_or_else(|| StoreError::Internal("an inline part without its bytes".into()))?;
                 record.inline = Some(payload.clone().into_bytes().to_vec());
-                kept = self.hot.admit(nbytes).map(|admitted| (payload, admitted));
+                kept = self.hot.admit(nbytes).map(|admitted| (payload, checksums, admitted));
             }
             Target::Kept => {}
         }
         // What holds no bytes needs no place in memory, but what waits to be written behind must be whole.
         let waits = matches!(self.target, Target::Kept) && !inline;
-        let kept = kept.filter(|(payload, _)| waits || !payload.is_empty());
-        Ok((record, kept.map(|(payload, reservation)| HotPart::new(payload, reservation))))
+        let kept = kept.filter(|(payload, _, _)| waits || !payload.is_empty());
+        Ok((record, kept.map(|(payload, checksums, reservation)| HotPart::gathered(payload, checksums, reservation))))
     }
 }

@@ -63,26 +63,32 @@ impl ChunkSink {
     pub async fn store_all(self: &Arc<Self>, slabs: &[Bytes]) -> Result<PartCopy, StoreError> {
         let mut stored = Vec::new();
         for (slab, bytes) in self.grid.slabs().zip(slabs) {
-            let chunks = self.store(&slab, bytes.clone()).await?;
+            let chunks = self.store(&slab, bytes.clone(), None).await?;
             stored.extend(self.grid.touched(&slab.region).into_iter().zip(chunks));
         }
         Ok(self.copy(&stored))
     }
 
-    /// Stores the chunks of a slab; their entries are in the order of [`Grid::touched`].
-    pub async fn store(self: &Arc<Self>, slab: &Slab, bytes: Bytes) -> Result<Vec<Chunk>, StoreError> {
+    /// Stores the chunks of a slab; their entries are in the order of [`Grid::touched`]. `checksum`: of the slab, where it is known.
+    pub async fn store(self: &Arc<Self>, slab: &Slab, bytes: Bytes, checksum: Option<u64>) -> Result<Vec<Chunk>, StoreError> {
         self.home.headroom().await?;
         let cells = self.grid.touched(&slab.region);
-        let stored = futures::stream::iter(cells).map(|cell| self.clone().store_cell(cell, slab.clone(), bytes.clone()));
+        let stored = futures::stream::iter(cells).map(|cell| self.clone().store_cell(cell, slab.clone(), bytes.clone(), checksum));
         // All are awaited, even after one has failed: a backend may finish a put whose caller has gone.
         let stored: Vec<_> = stored.buffered(WIDTH).collect().await;
         stored.into_iter().collect()
     }
 
-    async fn store_cell(self: Arc<Self>, cell: u64, slab: Slab, bytes: Bytes) -> Result<Chunk, StoreError> {
-        let sink = self.clone();
-        let encoded = self.inner.seams.work(move || sink.encode(cell, &slab, &bytes)).await;
-        let (stored, checksum, chain) = encoded.ok_or_else(|| StoreError::Internal(format!("codec {} failed", self.chain)))??;
+    async fn store_cell(self: Arc<Self>, cell: u64, slab: Slab, bytes: Bytes, checksum: Option<u64>) -> Result<Chunk, StoreError> {
+        let as_it_is = checksum.filter(|_| self.chain.is_none() && self.grid.cell(cell) == slab.region);
+        let (stored, checksum, chain) = match as_it_is {
+            Some(checksum) => (bytes, checksum, 0),
+            None => {
+                let sink = self.clone();
+                let encoded = self.inner.seams.work(move || sink.encode(cell, &slab, &bytes)).await;
+                encoded.ok_or_else(|| StoreError::Internal(format!("codec {} failed", self.chain)))??
+            }
+        };
         let chunk = Chunk { stored_bytes: stored.len() as u64, checksum, chain };
         self.put(&chunk_name(&self.write_id, self.part, cell), stored).await?;
         self.home.meter.encoded(self.grid.region_bytes(&self.grid.cell(cell)), chunk.stored_bytes);

@@ -34,6 +34,7 @@ pub(crate) fn spawn(inner: &Arc<Inner>) {
                 reaped = Instant::now();
                 log("expiry", reap(&inner).await);
                 inner.namespaces.forget_idle();
+                inner.regions.tidy();
             }
             log("write behind", crate::behind::write_all(&inner).await);
             log("garbage", collect_garbage(&inner).await);

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures::FutureExt;
 use sira_backend::Survives;
 use sira_codec::Chain;
 use sira_tensor::TensorSpec;
@@ -17,6 +18,7 @@ use crate::ledger::Reservation;
 use crate::namespaces::{Namespace, Promise, count};
 use crate::part::{PartPlan, PartSpec, PartWriter, Target};
 use crate::record::{Part, TensorRecord};
+use crate::region::Region;
 use crate::sink::{ChunkSink, durability};
 use crate::{StoreError, upkeep};
 
@@ -51,7 +53,7 @@ pub struct Writer {
     nbytes: u64,
     filled: u64,
     /// The first bytes, until it is decided where they go.
-    early: Vec<u8>,
+    early: Option<Region>,
     /// Decided when [`EARLY_BYTES`] have come.
     course: Option<Course>,
     /// The part being filled, its index, and the bytes it still misses.
@@ -82,7 +84,9 @@ impl Writer {
             parts.iter_mut().zip(described).for_each(|(part, (_, spec))| part.spec = spec);
         }
         let nbytes = total(&parts)?;
-        crate::commit::check(&key, inner.alive(&key)?.as_ref(), options.condition)?;
+        if options.condition.is_some() {
+            crate::commit::check(&key, inner.alive(&key)?.as_ref(), options.condition)?;
+        }
         let default = policy.consistency.unwrap_or(if namespace.is_cache() { Consistency::Weak } else { inner.options.consistency });
         let home = inner.place(&key, &parts, nbytes, options.consistency.unwrap_or(default))?;
         let level = level(&inner, &home, options.consistency, default)?;
@@ -109,7 +113,7 @@ impl Writer {
             plans,
             nbytes,
             filled: 0,
-            early: Vec::new(),
+            early: None,
             course: None,
             current: None,
             done: Vec::new(),
@@ -153,7 +157,7 @@ impl Writer {
     /// Memory for each part, if there is enough for all of them.
     fn memory_of_parts(&self) -> Option<Vec<Reservation>> {
         let reserve = |plan: &PartPlan| {
-            let nbytes = plan.part.spec.nbytes();
+            let nbytes = plan.kept_bytes();
             self.inner.ledger.try_reserve(nbytes).or_else(|| {
                 self.inner.evict(nbytes);
                 self.inner.ledger.try_reserve(nbytes)
@@ -181,14 +185,32 @@ impl Writer {
         self.filled += bytes.len() as u64;
         if self.course.is_none() {
             if self.filled <= EARLY_BYTES {
-                self.early.extend_from_slice(bytes);
+                let early = match &mut self.early {
+                    Some(early) => early,
+                    none => none.insert(self.inner.regions.region(self.nbytes.min(EARLY_BYTES))?),
+                };
+                early.append(bytes);
                 return Ok(());
             }
             self.settle().await?;
-            let early = std::mem::take(&mut self.early);
-            self.fill(&early).await?;
+            self.fill_early().await?;
         }
         self.fill(bytes).await
+    }
+
+    /// Passes on what came before it was decided where it goes. If that is all of a small tensor, it becomes its stored payload as it lies.
+    async fn fill_early(&mut self) -> Result<(), StoreError> {
+        let Some(early) = self.early.take() else { return self.fill(&[]).await };
+        let whole = |plan: &PartPlan| plan.grid.slab_bytes() == self.nbytes && early.bytes().len() as u64 == self.nbytes;
+        if !matches!(&self.plans[..], [only] if whole(only)) {
+            return self.fill(early.bytes()).await;
+        }
+        self.next_part()?;
+        if let Some((_, part, missing)) = &mut self.current {
+            part.adopt(&self.inner, early).await?;
+            *missing = 0;
+        }
+        self.fill(&[]).await
     }
 
     async fn fill(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
@@ -253,9 +275,22 @@ impl Writer {
     /// meanwhile does not stop it half-way: it runs from this call on, whether or not its answer is waited for.
     pub fn commit(self) -> impl Future<Output = Result<PutAnswer, StoreError>> + Send + 'static {
         let spawner = self.inner.seams.spawner.clone();
-        let (sender, receiver) = oneshot::channel();
-        spawner.spawn(Box::pin(async move { drop(sender.send(self.finish().await)) }));
-        async move { receiver.await.unwrap_or_else(|_| Err(StoreError::Internal("a task that commits has died".into()))) }
+        let mut finish = Box::pin(self.finish());
+        // One that waits for nothing, as weak puts mostly, is done here and now; any other goes on in a task of its own.
+        let waits = match finish.as_mut().now_or_never() {
+            Some(done) => Err(done),
+            None => {
+                let (sender, receiver) = oneshot::channel();
+                spawner.spawn(Box::pin(async move { drop(sender.send(finish.await)) }));
+                Ok(receiver)
+            }
+        };
+        async move {
+            match waits {
+                Err(done) => done,
+                Ok(receiver) => receiver.await.unwrap_or_else(|_| Err(StoreError::Internal("a task that commits has died".into()))),
+            }
+        }
     }
 
     async fn finish(mut self) -> Result<PutAnswer, StoreError> {
@@ -269,8 +304,7 @@ impl Writer {
         if self.course.is_none() {
             self.settle().await?;
         }
-        let early = std::mem::take(&mut self.early);
-        self.fill(&early).await?;
+        self.fill_early().await?;
         let (parts, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.done).into_iter().unzip();
         let now = self.inner.now();
         let record = TensorRecord {

@@ -20,6 +20,9 @@ use crate::config::{Backend, Config, ObjectPlace, RocksCompression};
 /// How long a request waits for memory before it is told that the server is busy.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Of memory for tensors, one part in this many waits for the next puts when nobody uses it.
+const IDLE_SHARE: u64 = 16;
+
 /// Opens catalog and backends, tries what the backends claim, and starts the store.
 pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure> {
     let storage = &config.storage;
@@ -59,9 +62,12 @@ pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure
 fn options(config: &Config) -> StoreOptions {
     let storage = &config.storage;
     let reserved: u64 = storage.backends.values().map(Backend::reserved_memory).sum();
-    let memory_limit = config.memory.limit.saturating_sub(reserved).saturating_sub(RocksKv::MEMORY);
+    let tensors = config.memory.limit.saturating_sub(reserved).saturating_sub(RocksKv::MEMORY);
+    let idle_limit = tensors / IDLE_SHARE;
+    let memory_limit = tensors - idle_limit;
     StoreOptions {
         memory_limit,
+        idle_limit,
         hot_limit: if storage.enable_caching { memory_limit / 4 * 3 } else { 0 },
         patience: PATIENCE,
         record_backend: storage.record_backend.clone(),
