@@ -172,7 +172,7 @@ impl<'a> Incoming<'a> {
 
     /// Takes the rows of one batch.
     async fn take(&mut self, input: &mut Input, batch: &Batch, head: &Head) -> Result<(), Status> {
-        let (offset, len) = batch.check(&self.column, head.body)?;
+        let (offset, len) = batch.check(&self.column, head.body).map_err(|e| of_wire(&e))?;
         if self.writer.is_none() {
             self.begin(batch.rows as u64).await?;
         }

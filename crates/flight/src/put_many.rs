@@ -13,7 +13,7 @@ use tonic::Status;
 
 use crate::input::{Head, Input};
 use crate::ipc::{self, Announced};
-use crate::status::{of_store, refuse};
+use crate::status::{of_store, of_wire, refuse};
 
 /// Commits under way at once: their syncs share one write of the disk.
 const COMMITS: usize = 16;
@@ -94,7 +94,7 @@ impl Puts<'_> {
             let Announced::Batch(batch) = ipc::read(&head.header)? else {
                 return Err(refuse(Code::BadRequest, "a second schema"));
             };
-            let (offset, mut left) = batch.check(column, head.body)?;
+            let (offset, mut left) = batch.check(column, head.body).map_err(|e| of_wire(&e))?;
             crate::put::skip(input, offset).await?;
             while left > 0 {
                 self.advance().await?;
@@ -146,7 +146,7 @@ impl Puts<'_> {
                 ));
             }
             // What cannot be measured ends the stream: nobody knows where the next key begins.
-            let nbytes = item.nbytes().map_err(|e| crate::status::of_wire(&e))?;
+            let nbytes = item.nbytes().map_err(|e| of_wire(&e))?;
             self.announced.push_back(Announcement { index: self.results.len(), item, nbytes, metadata: share });
             self.results.push(None);
         }

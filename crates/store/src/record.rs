@@ -17,8 +17,8 @@ use crate::part::PartSpec;
 const KNOWN_FEATURES: u64 = 0;
 
 /// Bytes before the FlatBuffer: the magic, then XXH3-64 of what follows.
-const HEADER: usize = 16;
-const MAGIC: &[u8; 8] = b"SIRAREC1";
+pub(crate) const HEADER: usize = 16;
+pub(crate) const MAGIC: &[u8; 8] = b"SIRAREC1";
 
 /// Bytes of a record's name in a backend, at most.
 const MAX_NAME: usize = 900;

@@ -2,6 +2,7 @@
 
 mod entry;
 mod error;
+pub mod ipc;
 mod key;
 pub mod many;
 pub mod namespace;
