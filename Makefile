@@ -36,6 +36,10 @@ bench: ## speed, as ratios within one run
 	@$(MAKE) --no-print-directory build
 	@$(IN) cargo bench --locked --package sira-benches
 
+fuzz: ## every parser of outside bytes against hostile ones, SIRA_FUZZ_SECONDS (20) each
+	@scripts/setup.sh packages
+	@scripts/fuzz.sh
+
 docs: ## the crates' documentation, in the target folder
 	@scripts/setup.sh packages
 	@$(IN) cargo doc --locked --workspace --no-deps && echo "$$CARGO_TARGET_DIR/doc/sira_store/index.html"
@@ -43,4 +47,4 @@ docs: ## the crates' documentation, in the target folder
 schemas: ## the code of schemas/*.fbs, after a change there
 	@scripts/schemas.sh
 
-.PHONY: help demo test build wheel check bench docs schemas
+.PHONY: help demo test build wheel check bench fuzz docs schemas

@@ -35,6 +35,7 @@ mod router;
 mod seams;
 mod sink;
 mod snapshot;
+mod sound;
 mod stats;
 mod upkeep;
 mod write;

@@ -4,6 +4,7 @@ mod entry;
 mod error;
 pub mod ipc;
 mod key;
+mod limited;
 pub mod many;
 pub mod namespace;
 mod options;

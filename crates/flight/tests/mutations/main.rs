@@ -20,7 +20,7 @@ use seeds::Seed;
 use store::{Bench, Outcome};
 
 /// Mutations where nobody says how many: a few seconds of an unoptimised build.
-const MUTATIONS: u64 = 6000;
+const MUTATIONS: u64 = 4000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
