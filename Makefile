@@ -40,6 +40,10 @@ compare: ## Sira beside Arrow's C++ Flight, Redis, Mooncake and a raw socket (ab
 	@scripts/setup.sh
 	@scripts/compare.sh $(if $(QUICK),--quick) --json compare.json --plot docs/img/compare.svg
 
+fuzz: ## every parser of outside bytes against hostile ones, SIRA_FUZZ_SECONDS (20) each
+	@scripts/setup.sh packages
+	@scripts/fuzz.sh
+
 docs: ## the crates' documentation, in the target folder
 	@scripts/setup.sh packages
 	@$(IN) cargo doc --locked --workspace --no-deps && echo "$$CARGO_TARGET_DIR/doc/sira_store/index.html"
@@ -47,4 +51,4 @@ docs: ## the crates' documentation, in the target folder
 schemas: ## the code of schemas/*.fbs, after a change there
 	@scripts/schemas.sh
 
-.PHONY: help demo test build wheel check bench compare docs schemas
+.PHONY: help demo test build wheel check bench compare fuzz docs schemas

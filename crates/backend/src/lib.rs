@@ -22,6 +22,8 @@ mod backend;
 pub mod conformance;
 mod error;
 pub mod file;
+#[doc(hidden)]
+pub mod fuzz;
 mod ledger;
 pub mod memory;
 pub mod name;

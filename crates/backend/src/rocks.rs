@@ -13,7 +13,7 @@
 //! What was acknowledged never vanishes in silence: a log that ends in the middle of a record, as a crash leaves it, is read up to
 //! there, and with any other damage the database is not opened.
 
-mod log;
+pub(crate) mod log;
 mod stall;
 
 pub use stall::write;

@@ -40,7 +40,7 @@ impl TensorStream {
     /// Reads the schema, which comes first.
     pub(crate) async fn open(mut messages: Streaming<FlightData>) -> Result<TensorStream, ClientError> {
         let first = messages.message().await?.ok_or_else(|| ClientError::protocol("a get without a schema"))?;
-        let schema = Schema::try_from(&first).map_err(ClientError::protocol)?;
+        let schema = sira_wire::ipc::read_first(&first.data_header).map_err(ClientError::protocol)?;
         let column = Column::of(&schema)?;
         if column.permutation.is_some() {
             return Err(ClientError::protocol("a permuted column"));

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use arrow_flight::{FlightData, Ticket};
-use arrow_schema::Schema;
 use bytes::Bytes;
 use sira_tensor::TensorSpec;
 use sira_tensor::carrier::Column;
@@ -160,7 +159,7 @@ impl ManyStream {
 
     fn read(&mut self, data: &FlightData) -> Result<(), ClientError> {
         let Some(column) = &self.column else {
-            let column = Column::of(&Schema::try_from(data).map_err(ClientError::protocol)?)?;
+            let column = Column::of(&sira_wire::ipc::read_first(&data.data_header).map_err(ClientError::protocol)?)?;
             if column.row_bytes() != 1 {
                 return Err(ClientError::protocol("many keys in a column that is not one of bytes"));
             }

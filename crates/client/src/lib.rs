@@ -50,6 +50,8 @@ mod batches;
 mod client;
 mod connect;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod get;
 mod get_many;
 mod lookup;

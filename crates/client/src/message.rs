@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use flatbuffers::FlatBufferBuilder;
 use sira_tensor::carrier::{COLUMN, Column};
 use sira_wire::VERSION;
+use sira_wire::ipc::{self, Announced};
 
 use crate::ClientError;
 
@@ -62,27 +63,12 @@ pub(crate) fn padded_batch(body: Bytes, rows: usize) -> FlightData {
 
 /// The bytes of a batch's rows: a slice of its body.
 pub(crate) fn rows(data: &FlightData, column: &Column) -> Result<Bytes, ClientError> {
-    let message = arrow_ipc::root_as_message(&data.data_header).map_err(ClientError::protocol)?;
-    let batch = message.header_as_record_batch().ok_or_else(|| ClientError::protocol("a message that is not a record batch"))?;
-    if batch.compression().is_some() {
-        return Err(ClientError::protocol("a compressed batch"));
-    }
-    if batch.nodes().is_none_or(|nodes| nodes.iter().any(|node| node.null_count() != 0)) {
-        return Err(ClientError::protocol("a batch with nulls"));
-    }
-    // Validity buffers come first, the values of the only leaf last.
-    let values = batch.buffers().and_then(|buffers| buffers.iter().next_back().copied());
-    let wanted = u64::try_from(batch.length()).ok().and_then(|rows| rows.checked_mul(column.row_bytes()));
-    let (Some(values), Some(wanted)) = (values, wanted) else {
-        return Err(ClientError::protocol("a batch without values"));
+    let Announced::Batch(batch) = ipc::read(&data.data_header).map_err(ClientError::protocol)? else {
+        return Err(ClientError::protocol("a message that is not a record batch"));
     };
-    let start = usize::try_from(values.offset()).ok();
-    let end = start.zip(usize::try_from(wanted).ok()).and_then(|(start, wanted)| start.checked_add(wanted));
-    let longest = u64::try_from(values.length()).unwrap_or(0);
-    match (start, end) {
-        (Some(start), Some(end)) if wanted <= longest && end <= data.data_body.len() => Ok(data.data_body.slice(start..end)),
-        _ => Err(ClientError::protocol(format!("a batch of {wanted} bytes of rows in a body of {}", data.data_body.len()))),
-    }
+    let (start, len) = batch.check(column, data.data_body.len() as u64).map_err(ClientError::protocol)?;
+    // Within the body, so neither is more than a usize.
+    Ok(data.data_body.slice(start as usize..(start + len) as usize))
 }
 
 #[cfg(test)]

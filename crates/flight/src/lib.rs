@@ -11,6 +11,8 @@ mod auth;
 mod connection;
 mod door;
 mod frames;
+#[doc(hidden)]
+pub mod fuzz;
 mod get;
 mod get_many;
 mod http2;

@@ -55,22 +55,25 @@ fn accepted(json: Vec<u8>) -> Response<Body> {
 
 /// Reads a put to its end; gives the JSON of its answer.
 async fn put(store: &StorageClient, mut input: Input) -> Result<Vec<u8>, Status> {
-    let Some(first) = input.next().await? else {
+    let Some(mut first) = input.next().await? else {
         return Err(refuse(Code::BadRequest, "an empty stream; a put begins with a descriptor and a schema"));
     };
-    let descriptor = first.descriptor.as_deref().ok_or_else(|| refuse(Code::BadRequest, "the first message has no descriptor"))?;
-    let descriptor =
-        FlightDescriptor::decode(descriptor).map_err(|e| refuse(Code::BadRequest, format!("the descriptor cannot be read: {e}")))?;
+    let encoded = first.descriptor.take().ok_or_else(|| refuse(Code::BadRequest, "the first message has no descriptor"))?;
+    let descriptor = FlightDescriptor::decode(&*encoded);
+    let descriptor = descriptor.map_err(|e| refuse(Code::BadRequest, format!("the descriptor cannot be read: {e}")))?;
+    drop(encoded);
     let json = if ManyCommand::is(&descriptor.cmd) {
-        serde_json::to_vec(&put_many::put(store, &mut input, &first).await?)
+        serde_json::to_vec(&put_many::put(store, &mut input, first).await?)
     } else {
-        serde_json::to_vec(&put_one(store, &mut input, &descriptor, &first).await?)
+        serde_json::to_vec(&put_one(store, &mut input, descriptor, first).await?)
     };
     json.map_err(|e| refuse(Code::Internal, e.to_string()))
 }
 
-async fn put_one(store: &StorageClient, input: &mut Input, descriptor: &FlightDescriptor, first: &Head) -> Result<PutAnswer, Status> {
-    let mut incoming = Incoming::announced(store, descriptor, first)?;
+async fn put_one(store: &StorageClient, input: &mut Input, descriptor: FlightDescriptor, first: Head) -> Result<PutAnswer, Status> {
+    let mut incoming = Incoming::announced(store, &descriptor, &first)?;
+    // They may be large, and what comes next may be long in coming.
+    drop((descriptor, first));
     if incoming.options.shape.is_some() {
         incoming.begin(0).await?;
     }
@@ -172,7 +175,7 @@ impl<'a> Incoming<'a> {
 
     /// Takes the rows of one batch.
     async fn take(&mut self, input: &mut Input, batch: &Batch, head: &Head) -> Result<(), Status> {
-        let (offset, len) = batch.check(&self.column, head.body)?;
+        let (offset, len) = batch.check(&self.column, head.body).map_err(|e| of_wire(&e))?;
         if self.writer.is_none() {
             self.begin(batch.rows as u64).await?;
         }

@@ -7,13 +7,13 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use sira_store::{PartSpec, StorageClient, StoreError, WriteOptions, Writer};
 use sira_tensor::carrier::Column;
-use sira_wire::many::{FailedKey, MAX_KEYS, MAX_PARTS, PutItem, PutManyAnswer, PutMessage, PutResult};
+use sira_wire::many::{FailedKey, MAX_KEYS, PutItem, PutManyAnswer, PutMessage, PutResult};
 use sira_wire::{Code, Key, MAX_KEY, MAX_NAMESPACE, PutAnswer, WireError};
 use tonic::Status;
 
 use crate::input::{Head, Input};
 use crate::ipc::{self, Announced};
-use crate::status::{of_store, refuse};
+use crate::status::{of_store, of_wire, refuse, shortened};
 
 /// Commits under way at once: their syncs share one write of the disk.
 const COMMITS: usize = 16;
@@ -21,6 +21,9 @@ const COMMITS: usize = 16;
 /// Bytes of metadata, and parts, that may be announced before their bytes come.
 const AHEAD_BYTES: usize = 4 << 20;
 const AHEAD_PARTS: usize = MAX_KEYS;
+
+/// Bytes of what is said of a key that failed: all are kept until the end, and what is wrong with a key may be as long as its metadata.
+const FAILURE_BYTES: usize = 300;
 
 /// A key whose bytes are to come.
 struct Announcement {
@@ -56,7 +59,7 @@ struct Puts<'a> {
 }
 
 /// Reads the rest of a stream whose descriptor said that it holds many keys.
-pub(crate) async fn put(store: &StorageClient, input: &mut Input, first: &Head) -> Result<PutManyAnswer, Status> {
+pub(crate) async fn put(store: &StorageClient, input: &mut Input, first: Head) -> Result<PutManyAnswer, Status> {
     let Announced::Schema(schema) = ipc::read(&first.header)? else {
         return Err(refuse(Code::BadRequest, "the first message is no schema"));
     };
@@ -77,6 +80,7 @@ pub(crate) async fn put(store: &StorageClient, input: &mut Input, first: &Head) 
         results: Vec::new(),
     };
     puts.announce(&first.metadata)?;
+    drop(first);
     let ended = puts.read(input, &column).await;
     // What has been handed in whole is committed, whatever the stream does after it.
     while puts.committed().await {}
@@ -94,7 +98,7 @@ impl Puts<'_> {
             let Announced::Batch(batch) = ipc::read(&head.header)? else {
                 return Err(refuse(Code::BadRequest, "a second schema"));
             };
-            let (offset, mut left) = batch.check(column, head.body)?;
+            let (offset, mut left) = batch.check(column, head.body).map_err(|e| of_wire(&e))?;
             crate::put::skip(input, offset).await?;
             while left > 0 {
                 self.advance().await?;
@@ -134,9 +138,8 @@ impl Puts<'_> {
         }
         let share = metadata.len() / message.items.len().max(1);
         for item in message.items {
-            if item.key.len() > MAX_NAMESPACE + 1 + MAX_KEY || item.parts.len() > MAX_PARTS {
-                let (len, parts) = (item.key.len(), item.parts.len());
-                return Err(refuse(Code::BadRequest, format!("a key of {len} bytes with {parts} parts; docs/wire.md has the limits")));
+            if item.key.len() > MAX_NAMESPACE + 1 + MAX_KEY {
+                return Err(refuse(Code::BadRequest, format!("a key of {} bytes; docs/wire.md has the limits", item.key.len())));
             }
             self.waiting = (self.waiting.0 + share, self.waiting.1 + item.parts.len());
             if self.waiting.0 > AHEAD_BYTES || self.waiting.1 > AHEAD_PARTS {
@@ -146,7 +149,7 @@ impl Puts<'_> {
                 ));
             }
             // What cannot be measured ends the stream: nobody knows where the next key begins.
-            let nbytes = item.nbytes().map_err(|e| crate::status::of_wire(&e))?;
+            let nbytes = item.nbytes().map_err(|e| of_wire(&e))?;
             self.announced.push_back(Announcement { index: self.results.len(), item, nbytes, metadata: share });
             self.results.push(None);
         }
@@ -199,7 +202,8 @@ impl Puts<'_> {
     }
 
     fn failed(&mut self, index: usize, key: &str, error: &WireError) {
-        self.results[index] = Some(PutResult::Failed(FailedKey { key: key.to_owned(), error: error.to_string() }));
+        self.results[index] =
+            Some(PutResult::Failed(FailedKey { key: key.to_owned(), error: shortened(error.to_string(), FAILURE_BYTES) }));
     }
 
     fn answer(self) -> Result<PutManyAnswer, Status> {

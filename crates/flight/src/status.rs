@@ -10,7 +10,8 @@ const MESSAGE_BYTES: usize = 2 << 10;
 
 /// The gRPC status of a refusal; the message begins with the stable code.
 pub(crate) fn of_wire(error: &WireError) -> Status {
-    let message = shortened(error.to_string());
+    // Longer than a client would take, its code would be lost with it.
+    let message = shortened(error.to_string(), MESSAGE_BYTES);
     match error.code {
         Code::BadKey | Code::BadRequest | Code::BadTensor | Code::Incomplete | Code::UnknownCodec => Status::invalid_argument(message),
         Code::NotFound => Status::not_found(message),
@@ -26,11 +27,12 @@ pub(crate) fn of_wire(error: &WireError) -> Status {
     }
 }
 
-/// `message`, cut where it is longer than a client would take: its code would be lost with it.
-fn shortened(mut message: String) -> String {
-    if message.len() > MESSAGE_BYTES {
-        message.truncate(message.floor_char_boundary(MESSAGE_BYTES - '…'.len_utf8()));
+/// `message`, cut where it is longer than `most` bytes.
+pub(crate) fn shortened(mut message: String, most: usize) -> String {
+    if message.len() > most {
+        message.truncate(message.floor_char_boundary(most - '…'.len_utf8()));
         message.push('…');
+        message.shrink_to_fit();
     }
     message
 }

@@ -47,7 +47,7 @@ impl HotPart {
     /// Takes the checksums of `payload`, whose memory is `reservation`.
     pub fn new(payload: Payload, reservation: Reservation) -> HotPart {
         let checksums = payload.pieces().iter().flat_map(|piece| piece.chunks(BLOCK)).map(xxh3_64).collect();
-        HotPart { payload, checksums, announced: OnceLock::new(), _reservation: reservation, counted: None }
+        HotPart::gathered(payload, checksums, reservation)
     }
 
     /// What is said of the part before its bytes: `make` makes it the first time.
@@ -57,7 +57,7 @@ impl HotPart {
 
     /// As [`HotPart::new`], of pieces whose checksums were taken as they came in.
     pub(crate) fn gathered(payload: Payload, checksums: Vec<u64>, reservation: Reservation) -> HotPart {
-        HotPart { payload, checksums, _reservation: reservation, counted: None }
+        HotPart { payload, checksums, announced: OnceLock::new(), _reservation: reservation, counted: None }
     }
 
     /// Counts its bytes in `total` while it lives.

@@ -10,6 +10,8 @@ mod client;
 mod commit;
 mod error;
 mod evict;
+#[doc(hidden)]
+pub mod fuzz;
 #[allow(missing_docs, unsafe_code, unused_qualifications, clippy::all, clippy::unwrap_used)]
 // Reason: written by flatc from schemas/, see `make schemas`.
 mod generated {
@@ -34,6 +36,7 @@ mod router;
 mod seams;
 mod sink;
 mod snapshot;
+mod sound;
 mod stats;
 mod upkeep;
 mod write;

@@ -89,7 +89,11 @@ impl Reader {
             let source = ChunkSource::first(&inner, &place.record, place.index)?;
             let chunk = source.grid.region_bytes(&source.grid.cell(0));
             let slab = source.grid.slab_bytes().min(spec.nbytes());
-            let working = inner.reserve(gathered + WIDTH as u64 * (slab + 2 * WIDTH as u64 * chunk)).await?;
+            let working = inner
+                .reserve(
+                    gathered.saturating_add((WIDTH as u64).saturating_mul(slab.saturating_add((2 * WIDTH as u64).saturating_mul(chunk)))),
+                )
+                .await?;
             let keep = (whole && place.hot.takes(part.spec.nbytes())).then(Default::default);
             // A packed part is cut as flat bytes, and always read whole.
             let wanted = if whole { source.grid.shape().iter().map(|&extent| 0..extent).collect() } else { wanted };

@@ -12,13 +12,14 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use crate::StoreError;
 use crate::generated::record::sira::record as fb;
 use crate::part::PartSpec;
+use crate::sound;
 
 /// Features of the format that this version knows: none beyond the base.
 const KNOWN_FEATURES: u64 = 0;
 
 /// Bytes before the FlatBuffer: the magic, then XXH3-64 of what follows.
-const HEADER: usize = 16;
-const MAGIC: &[u8; 8] = b"SIRAREC1";
+pub(crate) const HEADER: usize = 16;
+pub(crate) const MAGIC: &[u8; 8] = b"SIRAREC1";
 
 /// Bytes of a record's name in a backend, at most.
 const MAX_NAME: usize = 900;
@@ -208,7 +209,8 @@ impl TensorRecord {
         if xxh3_64(body).to_le_bytes() != header[8..] {
             return Err(corrupt("its checksum does not match".into()));
         }
-        let options = flatbuffers::VerifierOptions { max_tables: 1 << 20, max_apparent_size: 1 << 31, ..Default::default() };
+        // Nothing in a record is shared but vtables, so that it is not much larger than its bytes when its offsets are followed.
+        let options = flatbuffers::VerifierOptions { max_tables: 1 << 20, max_apparent_size: 4 * body.len() + 1024, ..Default::default() };
         let root = fb::root_as_tensor_record_with_opts(&options, body).map_err(|e| corrupt(e.to_string()))?;
         if root.required_features() & !KNOWN_FEATURES != 0 {
             let unknown = root.required_features() & !KNOWN_FEATURES;
@@ -216,7 +218,7 @@ impl TensorRecord {
         }
         let key = format!("{}/{}", root.namespace_(), root.key()).parse().map_err(|e| corrupt(format!("{e}")))?;
         let parts = root.parts().into_iter().flatten().map(|part| Part::read(part).map_err(&corrupt));
-        Ok(TensorRecord {
+        let record = TensorRecord {
             key,
             version: root.version(),
             generation: root.generation(),
@@ -232,7 +234,9 @@ impl TensorRecord {
             write_id: root.write_id().to_string(),
             parts: parts.collect::<Result<_, _>>()?,
             kv_spec: root.kv_spec().map(String::from),
-        })
+        };
+        sound::check(&record).map_err(corrupt)?;
+        Ok(record)
     }
 }
 
@@ -367,6 +371,32 @@ mod tests {
             bad[at] ^= 1 << (at % 8);
             assert!(matches!(TensorRecord::from_bytes("x", &bad), Err(StoreError::Corrupt(_))), "byte {at}");
             assert!(TensorRecord::from_bytes("x", &good[..at]).is_err());
+        }
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_added_up_are_refused() {
+        let with = |change: &dyn Fn(&mut TensorRecord)| {
+            let mut record = record();
+            change(&mut record);
+            TensorRecord::from_bytes("x", &record.to_bytes()).map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(with(&|_| ()), Ok(()));
+        let refused: [&dyn Fn(&mut TensorRecord); 7] = [
+            &|record| record.generation = u64::MAX,
+            &|record| record.created_ms = u64::MAX - 5,
+            &|record| record.parts.clear(),
+            &|record| record.parts = vec![record.parts[0].clone(); 65],
+            &|record| record.parts[0].copies[0].chunks[0].chain = 2,
+            &|record| record.parts[0].copies[0].chunks.iter_mut().for_each(|chunk| chunk.stored_bytes = 1 << 63),
+            &|record| {
+                let large = TensorSpec::new(DType::UInt8, vec![i64::MAX as u64]).unwrap();
+                record.parts.iter_mut().for_each(|part| (part.spec, part.inline) = (large.clone(), None));
+            },
+        ];
+        for change in refused {
+            let refused = with(change).unwrap_err();
+            assert!(refused.contains("record x: "), "{refused}");
         }
     }
 

@@ -13,6 +13,8 @@ pub const COLUMN: &str = "tensor";
 const EXTENSION_NAME: &str = "ARROW:extension:name";
 const EXTENSION_METADATA: &str = "ARROW:extension:metadata";
 const FIXED_SHAPE: &str = "arrow.fixed_shape_tensor";
+/// Bytes of its metadata: the longest names of all axes fit several times.
+const MAX_EXTENSION: usize = 64 << 10;
 
 /// The Arrow type that a tensor's elements travel in, and how many of it an element takes (two for complex; packed types: bytes).
 fn storage(dtype: DType) -> DataType {
@@ -136,6 +138,9 @@ impl Column {
     }
 
     fn read_extension(&mut self, text: &str, size: u64) -> Result<(), TensorError> {
+        if text.len() > MAX_EXTENSION {
+            return Err(bad(format!("metadata of {FIXED_SHAPE} of {} bytes; at most {MAX_EXTENSION} are read", text.len())));
+        }
         let json: Value = serde_json::from_str(text).map_err(|e| bad(format!("metadata of {FIXED_SHAPE} is not JSON: {e}")))?;
         let sent: Vec<u64> = serde_json::from_value(json["shape"].clone()).map_err(|e| bad(format!("shape of {FIXED_SHAPE}: {e}")))?;
         if shape::elements(&sent)? != size {
@@ -302,7 +307,10 @@ mod tests {
 
     #[test]
     fn unsuitable_columns_say_why() {
-        for text in ["", "{}", r#"{"shape":[2,2]}"#, r#"{"shape":[2,3],"permutation":[0,0]}"#, r#"{"shape":[2,3],"dim_names":["a"]}"#] {
+        let long = format!(r#"{{"shape":[2,3],"more":[{}0]}}"#, "0,".repeat(MAX_EXTENSION / 2));
+        for text in
+            [&long, "", "{}", r#"{"shape":[2,2]}"#, r#"{"shape":[2,3],"permutation":[0,0]}"#, r#"{"shape":[2,3],"dim_names":["a"]}"#]
+        {
             assert!(extension(text).is_err(), "{text}");
         }
         let of = |t: DataType| Column::of(&Schema::new(vec![Field::new("x", t, true)])).unwrap_err().to_string();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flatbuffers::FlatBufferBuilder;
+use flatbuffers::{FlatBufferBuilder, VerifierOptions};
 
 use crate::generated::spec::sira::spec as fb;
 use crate::{DType, TensorError, shape};
@@ -134,7 +134,9 @@ impl TensorSpec {
         if bytes.len() < 8 || !fb::tensor_spec_buffer_has_identifier(bytes) {
             return Err(TensorError::BadSpec("no SRTS identifier".into()));
         }
-        let root = fb::root_as_tensor_spec(bytes).map_err(|e| TensorError::BadSpec(e.to_string()))?;
+        // Nothing in a spec is shared but vtables, so that it is not much larger than its bytes when its offsets are followed.
+        let options = VerifierOptions { max_apparent_size: 4 * bytes.len() + 1024, ..VerifierOptions::default() };
+        let root = fb::root_as_tensor_spec_with_opts(&options, bytes).map_err(|e| TensorError::BadSpec(e.to_string()))?;
         let number = root.dtype().0;
         let dtype = DType::from_number(number).ok_or_else(|| TensorError::BadSpec(format!("dtype number {number} is unknown")))?;
         let axes = root.axes().map(|axes| axes.iter().map(String::from).collect()).unwrap_or_default();

@@ -6,6 +6,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::key::{self, MAX_KEY, MAX_NAMESPACE};
+use crate::limited::list;
 use crate::many::MAX_KEYS;
 use crate::options::{check_kv_spec, refuse};
 use crate::request::{MAX_BODY, Versioned, object, parse};
@@ -148,7 +149,7 @@ impl KeysRequest {
 #[serde(deny_unknown_fields)]
 struct Json<'a> {
     v: u32,
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "list::<_, _, MAX_KEYS>")]
     keys: Vec<Text<'a>>,
     #[serde(default)]
     kv_spec: Option<String>,
@@ -165,7 +166,6 @@ impl Versioned for Json<'_> {
 
 fn json(body: &[u8]) -> Result<(KeyList<'_>, Option<String>), WireError> {
     let request: Json<'_> = parse("body", body)?;
-    count(request.keys.len())?;
     Ok((KeyList::new(request.keys.iter().map(|text| &*text.0))?, request.kv_spec))
 }
 

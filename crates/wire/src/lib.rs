@@ -2,8 +2,10 @@
 
 mod entry;
 mod error;
+pub mod ipc;
 mod key;
 mod keys;
+mod limited;
 pub mod many;
 pub mod namespace;
 mod options;

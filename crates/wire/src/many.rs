@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use sira_tensor::shape::MAX_RANK;
 use sira_tensor::{TensorSpec, kv};
 
 use crate::entry::PutAnswer;
 pub use crate::keys::{KeyList, KeysBody, KeysRequest};
+use crate::limited::{list, option};
 use crate::options::{check_kv_spec, check_ttl, dtype, refuse};
 use crate::request::{Versioned, parse, versioned};
 use crate::{Code, Condition, Consistency, Key, VERSION, WireError};
@@ -130,9 +132,10 @@ pub struct ManyTicket {
     /// Version of the contract.
     pub v: u32,
     /// The keys' texts. Answers name them by their position.
+    #[serde(deserialize_with = "list::<_, _, MAX_KEYS>")]
     pub keys: Vec<String>,
     /// The parts wanted, in this order; all in the order of their put when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "option::<_, _, MAX_PARTS>")]
     pub parts: Option<Vec<String>>,
     /// Hash of the kv spec that the keys must follow: any other is a miss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -170,7 +173,8 @@ impl ManyTicket {
 /// What lies in a message of a `get_many`: its `app_metadata`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetMessage {
-    /// In the order of their bytes.
+    /// In the order of their bytes; of one message, not more than keys of a request.
+    #[serde(deserialize_with = "list::<_, _, MAX_KEYS>")]
     pub segments: Vec<Segment>,
 }
 
@@ -218,9 +222,10 @@ pub struct PartHeader {
     /// Element type.
     pub dtype: String,
     /// Extents.
+    #[serde(deserialize_with = "list::<_, _, MAX_RANK>")]
     pub shape: Vec<u64>,
     /// Axis names; empty when unnamed.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "list::<_, _, MAX_RANK>")]
     pub axes: Vec<String>,
     /// The client's attributes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -281,6 +286,7 @@ impl ManyCommand {
 #[serde(deny_unknown_fields)]
 pub struct PutMessage {
     /// Keys whose bytes follow those of all keys before them, part after part, without padding.
+    #[serde(deserialize_with = "list::<_, _, MAX_KEYS>")]
     pub items: Vec<PutItem>,
 }
 
@@ -291,6 +297,7 @@ pub struct PutItem {
     /// The key's text.
     pub key: String,
     /// Its parts, in the order of their bytes.
+    #[serde(deserialize_with = "list::<_, _, MAX_PARTS>")]
     pub parts: Vec<PartHeader>,
     /// Seconds to live, at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -402,6 +409,21 @@ mod tests {
         assert!(PutItem { ttl: Some(0), ..item(vec![part("k")]) }.condition().is_err());
         let json = serde_json::to_string(&item(vec![part(DATA)])).unwrap();
         assert_eq!(json, r#"{"key":"ns/k","parts":[{"dtype":"bfloat16","shape":[2,3]}]}"#);
+    }
+
+    #[test]
+    fn lists_that_are_too_long_are_refused_while_they_are_read() {
+        let ticket =
+            |parts: usize| serde_json::to_vec(&ManyTicket { parts: Some(vec!["k".into(); parts]), ..ManyTicket::of(vec![]) }).unwrap();
+        assert!(ManyTicket::parse(&ticket(MAX_PARTS)).unwrap().is_ok());
+        assert!(ManyTicket::parse(&ticket(MAX_PARTS + 1)).unwrap().unwrap_err().message.contains("at most 64 are taken"));
+        let keys = |count: usize| format!(r#"{{"v":1,"keys":[{}"a/b"]}}"#, r#""a/b","#.repeat(count - 1));
+        assert_eq!(KeysRequest::parse(keys(MAX_KEYS).as_bytes()).unwrap().0.len(), MAX_KEYS);
+        assert!(KeysRequest::parse(keys(MAX_KEYS + 1).as_bytes()).unwrap_err().message.contains("at most 65536 are taken"));
+        let put =
+            |shape: usize| format!(r#"{{"items":[{{"key":"a/b","parts":[{{"dtype":"uint8","shape":[{}1]}}]}}]}}"#, "1,".repeat(shape - 1));
+        assert!(serde_json::from_str::<PutMessage>(&put(MAX_RANK)).is_ok());
+        assert!(serde_json::from_str::<PutMessage>(&put(MAX_RANK + 1)).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use sira_tensor::kv::KvSpec;
+use sira_tensor::kv::{KvSpec, MAX_KV_SPEC};
 
 use crate::key::MAX_NAMESPACE;
 use crate::options::{check_kv_spec, check_ttl, refuse};
@@ -174,6 +174,10 @@ pub struct KvSpecRequest {
 impl KvSpecRequest {
     /// Reads the body of `kv_spec_put`: the spec, checked.
     pub fn parse_put(body: &[u8]) -> Result<KvSpec, WireError> {
+        // As much as a spec may take where every letter is escaped.
+        if body.len() > 6 * MAX_KV_SPEC {
+            return Err(refuse(format!("body: {} bytes; a kv spec has at most {MAX_KV_SPEC}", body.len())));
+        }
         let request: KvSpecRequest = parse("body", body)?;
         let (Some(spec), None) = (request.spec, request.hash) else { return Err(refuse("`spec` is wanted, and nothing else".into())) };
         // Checked, and its element types brought to their names.

@@ -7,8 +7,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sira_tensor::DType;
+use sira_tensor::shape::MAX_RANK;
 
 use crate::key::shortened;
+use crate::limited::{List, option};
 use crate::request::{Versioned, parse, versioned};
 use crate::{Code, Key, WireError};
 
@@ -129,11 +131,11 @@ pub struct PutOptions {
 struct Command {
     v: u32,
     key: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "option::<_, _, MAX_RANK>")]
     shape: Option<Vec<u64>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     dtype: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "option::<_, _, MAX_RANK>")]
     axes: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     codec: Option<String>,
@@ -161,10 +163,13 @@ impl PutOptions {
             }
             let json_error = |e: serde_json::Error| refuse(format!("{name} is not a JSON array: {e}"));
             match name.as_str() {
-                metadata::SHAPE => options.shape = Some(serde_json::from_str(value).map_err(json_error)?),
+                metadata::SHAPE => options.shape = Some(serde_json::from_str::<List<_, MAX_RANK>>(value).map_err(json_error)?.0),
                 metadata::DTYPE => options.dtype = Some(dtype(value)?),
                 metadata::AXES if value.trim_start().starts_with('[') => {
-                    options.axes = Some(serde_json::from_str(value).map_err(json_error)?)
+                    options.axes = Some(serde_json::from_str::<List<_, MAX_RANK>>(value).map_err(json_error)?.0)
+                }
+                metadata::AXES if value.split(',').nth(MAX_RANK).is_some() => {
+                    return Err(refuse(format!("{name} has more than {MAX_RANK} names")));
                 }
                 metadata::AXES => options.axes = Some(value.split(',').map(|axis| axis.trim().to_string()).collect()),
                 metadata::CODEC => options.codec = Some(value.clone()),
@@ -290,6 +295,9 @@ mod tests {
             ("sira.if", "present"),
             ("sira.shape", "[2,-3]"),
             ("sira.shape", "2,3"),
+            ("sira.shape", &format!("[1{}]", ",1".repeat(MAX_RANK))),
+            ("sira.axes", &",".repeat(MAX_RANK)),
+            ("sira.axes", &format!("[\"\"{}]", ",\"\"".repeat(MAX_RANK))),
             ("sira.dtype", "float12"),
             ("sira.consistency", "total"),
             ("sira.compression", "zstd"),

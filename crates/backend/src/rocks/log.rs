@@ -49,7 +49,7 @@ pub(super) fn damage(folder: &Path) -> io::Result<Option<String>> {
 }
 
 /// Where a log is damaged elsewhere than in a torn tail.
-fn damage_of(mut log: impl Read) -> io::Result<Option<u64>> {
+pub(crate) fn damage_of(mut log: impl Read) -> io::Result<Option<u64>> {
     let mut block = Vec::with_capacity(BLOCK);
     let mut start = 0;
     // The place from which there are only zeros: those that some file systems leave at the end after power loss.

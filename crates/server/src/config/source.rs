@@ -85,7 +85,9 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Table, Vec<Problem>> {
         };
         return Err(errors.into_iter().map(problem).collect());
     }
-    let at = |offset: usize| Origin::File(name.clone(), line_of(text, offset));
+    // Counted once: a file has as many values as lines.
+    let lines: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
+    let at = |offset: usize| Origin::File(name.clone(), 1 + lines.partition_point(|&line| line < offset));
     Ok(table(document.get_ref(), &at))
 }
 

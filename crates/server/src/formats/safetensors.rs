@@ -83,7 +83,11 @@ async fn read_text(file: &mut (impl AsyncRead + Unpin)) -> Result<(Metadata, u64
     }
     // The crate checks that offsets follow one another and fit dtype and shape.
     let header = serde_json::from_slice(&text).map_err(|error| Failure::with("not a .safetensors file", error))?;
-    Ok((header, 8 + len))
+    // It does not check that they fit in a file: a few tensors can be said to have more bytes than a number can count.
+    match i64::try_from(header.data_len()) {
+        Ok(_) => Ok((header, 8 + len)),
+        Err(_) => Err(Failure::Failed("not a .safetensors file: its tensors are more than a file can hold".into())),
+    }
 }
 
 fn tensor(name: &str, info: &TensorInfo, data: u64) -> Result<Tensor, Failure> {
@@ -200,6 +204,13 @@ mod tests {
         files.push(of(r#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[2,0]}}"#));
         files.push(of(r#"{"a":{"dtype":"F12","shape":[2],"data_offsets":[0,2]}}"#));
         files.push(of(r#"{"a":{"dtype":"F32","shape":[4611686018427387904,16],"data_offsets":[0,2]}}"#));
+        // Eight tensors whose bytes, together, are eight less than 2^64.
+        let large = (1u64 << 61) - 1;
+        let tensors: Vec<String> = (0..8)
+            .map(|i| format!(r#""{i}":{{"dtype":"U8","shape":[{large}],"data_offsets":[{},{}]}}"#, i * large, (i + 1) * large))
+            .collect();
+        let file = of(&format!("{{{}}}", tensors.join(",")));
+        assert!(read_contents(&mut file.as_slice()).await.unwrap_err().to_string().contains("more than a file can hold"));
         for file in files {
             assert!(read_header(&mut file.as_slice(), None).await.is_err(), "{}", String::from_utf8_lossy(&file));
         }

@@ -6,6 +6,7 @@ use std::io::{Read, Seek};
 use apache_avro::reader::datum::GenericDatumReader;
 use bytes::Bytes;
 use sira_wire::Key;
+use sira_wire::many::MAX_PARTS;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 use super::container::{Block, Fault, FileHeader, Input, MARKER};
@@ -239,8 +240,8 @@ impl Open {
         let sizes = header.parts.iter().map(part).collect::<Result<Vec<u64>, String>>().map_err(wrong)?;
         // A key that is none may hold anything, such as commands to the terminal that errors are shown on.
         header.key.parse::<Key>().map_err(|error| wrong(error.to_string()))?;
-        if sizes.is_empty() {
-            return Err(wrong("no parts".into()));
+        if sizes.is_empty() || sizes.len() > MAX_PARTS {
+            return Err(wrong(format!("{} parts; a key has 1 to {MAX_PARTS}", sizes.len())));
         }
         for (i, part) in header.parts.iter().enumerate() {
             if header.parts[..i].iter().any(|other| other.name == part.name) {

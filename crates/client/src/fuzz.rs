@@ -1,0 +1,23 @@
+//! Ways in for tests that feed this crate hostile bytes (docs/fuzzing.md). No part of its interface.
+
+use std::collections::VecDeque;
+
+use arrow_flight::FlightData;
+use bytes::Bytes;
+use sira_tensor::carrier::Column;
+
+use crate::segments::Segments;
+use crate::{ClientError, message};
+
+/// Reads what a server answers to a get of one key: a schema, then a batch of `body`.
+pub fn tensor(schema: &[u8], batch: Vec<u8>, body: Bytes) -> Result<Bytes, ClientError> {
+    let column = Column::of(&sira_wire::ipc::read_first(schema).map_err(ClientError::protocol)?)?;
+    message::rows(&FlightData::new().with_data_header(batch).with_data_body(body), &column)
+}
+
+/// Reads what a server says of `keys` keys in one message; gives how many events came of it.
+pub fn segments(keys: usize, metadata: &[u8], body: &Bytes) -> Result<usize, ClientError> {
+    let mut events = VecDeque::new();
+    Segments::new(keys, None).read(metadata, body, &mut events)?;
+    Ok(events.len())
+}

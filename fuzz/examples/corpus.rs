@@ -1,0 +1,125 @@
+//! Writes the seeds of the targets, valid input of each kind: `cargo run --example corpus` in fuzz/.
+
+#![allow(clippy::unwrap_used, reason = "a tool of tests")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use prost::Message;
+use sira::formats::{npy, safetensors};
+use sira_codec::{Chain, ChunkContext, Encoded};
+use sira_fuzz::seeds;
+use sira_tensor::{DType, TensorSpec};
+
+/// Bytes of the largest seed of put streams: small ones are changed more often.
+const LARGEST: usize = 4096;
+
+fn write(target: &str, name: &str, bytes: &[u8]) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(name), bytes).unwrap();
+}
+
+fn golden(path: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)).unwrap()
+}
+
+fn main() {
+    streams();
+    requests();
+    chunks();
+    files();
+    logs();
+    write("record", "golden", &golden("crates/store/golden/record-1.bin")[16..]);
+    write("spec", "golden", &golden("crates/tensor/golden/spec-1.bin"));
+    write("avro", "golden", &golden("crates/server/golden/export-1.avro"));
+    let rules = r#"[{pattern = "kv/*", backend = "memory"}]"#;
+    write("config", "example", &golden("docs/sira.example.toml"));
+    write("config", "rules", format!("[memory]\nlimit = \"1 GiB\"\n\0{rules}").as_bytes());
+    let frame = |kind: u8, len: usize| [&[0, 0, len as u8, kind, 0, 0, 0, 0, 1][..], &vec![0; len]].concat();
+    write("frames", "call", &[frame(4, 6), frame(1, 20), frame(0, 100), frame(3, 4), frame(6, 8)].concat());
+}
+
+fn streams() {
+    for seed in seeds::all() {
+        let messages: Vec<Vec<u8>> = seed.messages.iter().map(|message| seeds::framed(&message.encode_to_vec())).collect();
+        let stream = messages.concat();
+        if stream.len() <= LARGEST {
+            write("put_stream", seed.name, &stream);
+        }
+        for (i, message) in seed.messages.iter().take(2).enumerate().filter(|(_, message)| !message.data_header.is_empty()) {
+            write("header", &format!("{}_{i}", seed.name), &message.data_header);
+        }
+        if let [schema, batch] = &seed.messages[..] {
+            answer(seed.name, &[&schema.data_header, &batch.data_header, &batch.data_body]);
+        }
+    }
+    let part = r#"{"dtype":"uint8","shape":[4]}"#;
+    let said = format!(
+        r#"{{"segments":[{{"index":0,"bytes":4,"key":{{"version":1,"parts":1}},"part":{part}}},{{"index":1,"error":"SIRA_NOT_FOUND: x"}}]}}"#
+    );
+    answer("segments", &[said.as_bytes(), &[], &[7; 4]]);
+}
+
+fn answer(name: &str, pieces: &[&[u8]; 3]) {
+    let pieces = pieces.iter().map(|piece| [&(piece.len() as u16).to_le_bytes()[..], piece].concat());
+    write("answers", name, &pieces.collect::<Vec<_>>().concat());
+}
+
+fn requests() {
+    let hash = "5f".repeat(32);
+    let texts = [
+        ("key", "llama@8b/sess=1:a/layer=3//x".to_owned()),
+        ("ticket", format!(r#"{{"v":1,"key":"ns/k","version":3,"slice":{{"token":[0,16],"0":[1,2]}},"part":"k","kv_spec":"{hash}","exact":true}}"#)),
+        ("tickets", r#"{"v":1,"keys":["ns/a","ns/b"],"parts":["k","v"]}"#.to_owned()),
+        ("keys", format!(r#"{{"v":1,"keys":["ns/a","ns/\u00e9"],"kv_spec":"{hash}"}}"#)),
+        ("delete", r#"{"v":1,"key":"ns/k","if":"7"}"#.to_owned()),
+        ("prefix", r#"{"v":1,"prefix":"ns/a","after":"ns/ab","dry_run":true}"#.to_owned()),
+        ("list", r#"{"v":1,"prefix":"ns/","after":"ns/a","limit":10}"#.to_owned()),
+        ("command", r#"{"v":1,"key":"ns/k","shape":[2,3],"dtype":"BF16","axes":["a","b"],"codec":"zstd:3","ttl":60,"if":"absent"}"#.to_owned()),
+        ("items", r#"{"items":[{"key":"ns/k","parts":[{"name":"k","dtype":"uint8","shape":[4],"attributes":{"a":"b"}}],"ttl":1}]}"#.to_owned()),
+        ("namespace", r#"{"v":1,"namespace":"ns","policy":{"mode":"cache","limits":{"memory":100},"codecs":{"a":"zstd"}}}"#.to_owned()),
+        ("spec", r#"{"v":1,"spec":{"model":"m","block_tokens":16,"rope":{"theta":5e5,"dim":128,"scaling":{"factor":8.0}},"parts":[{"dtype":"uint8","axes":["token","record"],"shape":[64,656],"fields":[{"name":"latent","axis":"record","offset":0,"extent":512,"dtype":"float8_e4m3fn"}]}]}}"#.to_owned()),
+        ("hash", format!(r#"{{"v":1,"hash":"{hash}"}}"#)),
+    ];
+    for (name, text) in texts {
+        write("requests", name, text.as_bytes());
+    }
+}
+
+fn chunks() {
+    let raw: Vec<u8> = (0..1000u32).flat_map(|i| (i / 3).to_le_bytes()).take(2000).collect();
+    for text in ["none", "lz4", "zstd", "gzip", "planes+zstd"] {
+        let chain: Chain = text.parse().unwrap();
+        let context = ChunkContext { dtype: DType::BFloat16, shape: &[1000], origin: &[0] };
+        let Encoded::Bytes(stored) = chain.encode(&raw, context).unwrap() else {
+            write("chunk", text, &[text.as_bytes(), &[0, DType::UInt8 as u8, 4, 0, 1, 2, 3, 4]].concat());
+            continue;
+        };
+        let [low, high] = (raw.len() as u16).to_le_bytes();
+        write("chunk", text, &[text.as_bytes(), &[0, DType::BFloat16 as u8, low, high], &stored].concat());
+    }
+}
+
+fn files() {
+    let spec = |dtype, shape: &[u64]| TensorSpec::new(dtype, shape.to_vec()).unwrap();
+    write("files", "npy", &npy::header(&spec(DType::Float32, &[3, 4])).unwrap());
+    let (a, b) = (spec(DType::BFloat16, &[2, 3]), spec(DType::UInt8, &[5]));
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    write("files", "safetensors", &safetensors::lay_out(&[("a", &a), ("b/c", &b)], &metadata).unwrap().0);
+}
+
+/// A log as RocksDB writes it: records of a checksum, a length, a type and bytes.
+fn logs() {
+    let record = |kind: u8, len: u16| {
+        let body = [&[kind][..], &vec![9; len.into()]].concat();
+        let sum = !body.iter().fold(!0u32, |sum, byte| {
+            (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ if sum & 1 == 1 { 0x82f6_3b78 } else { 0 })
+        });
+        [&sum.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()[..], &len.to_le_bytes(), &body].concat()
+    };
+    let whole = [record(1, 100), record(2, 50), record(4, 3), record(1, 0)].concat();
+    write("log", "whole", &whole);
+    write("log", "torn", &whole[..120]);
+    write("log", "zeros", &[&whole[..], &[0; 50]].concat());
+}
