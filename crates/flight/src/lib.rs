@@ -9,6 +9,7 @@ mod arrival;
 mod auth;
 mod connection;
 mod door;
+mod endpoints;
 mod frames;
 mod get;
 mod get_many;
