@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 from numpy.typing import NDArray
 from pyarrow import flight
 
-from . import _arrays, _connect, _wire
+from . import _arrays, _connect, _streams, _wire
 from ._base import Caches, Deadline, closing
 from ._connect import Pem
 from ._errors import (
@@ -18,6 +18,7 @@ from ._errors import (
     InvalidError,
     NotFoundError,
     SiraError,
+    StaleVersionError,
     TimedOutError,
     UnavailableError,
     translated,
@@ -97,11 +98,16 @@ class Client(Lookups, Puts, Gets):
         self._caches = Caches(cache_namespaces)
         self._kv_specs = {}
         Deadline(lookup_deadline)  # refuses what cannot be one
-        self._flight, self._headers = _connect.connect(self.url, token=token, ca=ca, cert=cert, key=key)
+
+        def connect() -> tuple[flight.FlightClient, list[tuple[bytes, bytes]]]:
+            return _connect.connect(self.url, token=token, ca=ca, cert=cert, key=key)
+
+        self._flight, self._headers = connect()
+        self._connections = _streams.Connections(self._flight, lambda: connect()[0])
 
     def close(self) -> None:
         """Ends the connection."""
-        self._flight.close()
+        self._connections.close()
 
     def __enter__(self) -> Client:
         return self
@@ -179,6 +185,7 @@ class Client(Lookups, Puts, Gets):
         spec: KvSpec | str | None = None,
         exact: bool | None = None,
         deadline: float | None = None,
+        streams: int = 1,
     ) -> NDArray[Any]: ...
 
     @overload
@@ -193,6 +200,7 @@ class Client(Lookups, Puts, Gets):
         spec: KvSpec | str | None = None,
         exact: bool | None = None,
         deadline: float | None = None,
+        streams: int = 1,
     ) -> torch.Tensor: ...
 
     @overload
@@ -206,6 +214,7 @@ class Client(Lookups, Puts, Gets):
         spec: KvSpec | str | None = None,
         exact: bool | None = None,
         deadline: float | None = None,
+        streams: int = 1,
     ) -> _Out: ...
 
     @overload
@@ -220,6 +229,7 @@ class Client(Lookups, Puts, Gets):
         spec: KvSpec | str | None = None,
         exact: bool | None = None,
         deadline: float | None = None,
+        streams: int = 1,
     ) -> dict[str, Any]: ...
 
     def get(
@@ -234,6 +244,7 @@ class Client(Lookups, Puts, Gets):
         spec: KvSpec | str | None = None,
         exact: bool | None = None,
         deadline: float | None = None,
+        streams: int = 1,
     ) -> Any:
         """Reads a tensor, or a range of it. Of a key that has several parts, all of them by their names.
 
@@ -247,11 +258,14 @@ class Client(Lookups, Puts, Gets):
         hash; raise NotFoundError unless the key follows it. exact: whether a copy that a lossy codec made is
         a miss too; by default what the namespace says. deadline: seconds for the whole call; where no answer
         comes in time, or no server is there, a key of a cache (see `connect`) is a miss, NotFoundError.
-        Without one, the client's `timeout` holds and nothing but the server's word is a miss.
+        Without one, the client's `timeout` holds and nothing but the server's word is a miss. streams: over
+        how many connections a large tensor comes at once, at most 64; more than one helps where a connection
+        carries less than the network does. Of several parts it is ignored.
 
         Raises when the stream breaks off; `out` may then be partly filled.
         """
         _arrays.check_framework(framework)
+        _streams.check_streams(streams)
         bounds = _bounds(ranges)
         if bounds and parts is not None:
             raise InvalidError(
@@ -264,6 +278,8 @@ class Client(Lookups, Puts, Gets):
             if parts is None and not isinstance(out, Mapping):
                 options = _wire.given(version=version, kv_spec=hash, exact=exact)
                 try:
+                    if streams > 1:
+                        return self._get_streams(key, out, framework, end, streams, ranges=bounds, **options)
                     return self._get_one(key, out, framework, end, ranges=bounds, **options)
                 except HasPartsError:
                     if bounds:
@@ -295,6 +311,25 @@ class Client(Lookups, Puts, Gets):
                 reader.cancel()  # or the server would go on sending what nobody reads
                 raise
         return target.finish(data)
+
+    def _get_streams(
+        self, key: str, out: Any, framework: _arrays.Framework, end: Deadline, streams: int, **options: Any
+    ) -> Any:
+        for last in (False, True):
+            command = _wire.wanted(key, endpoints=streams, **options)
+            with translated(self.url):
+                descriptor = flight.FlightDescriptor.for_command(command)
+                info = self._flight.get_flight_info(descriptor, self._options(end))
+            if len(info.endpoints) < 2:
+                break
+            connections = self._connections.take(len(info.endpoints))
+            try:
+                return _streams.get(connections, info, self._options(end), self.url, out, framework)
+            except StaleVersionError:
+                # Another version was put between the answer and the streams, and this one is not asked for.
+                if last or "version" in options:
+                    raise
+        return self._get_one(key, out, framework, end, **options)
 
     def open(
         self,

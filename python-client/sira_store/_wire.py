@@ -72,7 +72,12 @@ def given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def ticket(
+def ticket(key: str, **options: Any) -> flight.Ticket:
+    """As `wanted`. Always JSON: a plain key is taken for JSON when its namespace begins with a brace."""
+    return flight.Ticket(wanted(key, **options))
+
+
+def wanted(
     key: str,
     *,
     version: int | None = None,
@@ -80,12 +85,13 @@ def ticket(
     part: str | None = None,
     kv_spec: str | None = None,
     exact: bool | None = None,
-) -> flight.Ticket:
-    """Always JSON: a plain key is taken for JSON when its namespace begins with a brace."""
-    fields = given(version=version, part=part, kv_spec=kv_spec, exact=exact)
+    endpoints: int | None = None,
+) -> bytes:
+    """What a get asks for. endpoints: of a FlightInfo, in how many streams it would have it."""
+    fields = given(version=version, part=part, kv_spec=kv_spec, exact=exact, endpoints=endpoints)
     if ranges:
         fields["slice"] = {name: list(bounds) for name, bounds in ranges.items()}
-    return flight.Ticket(dumps({"v": 1, "key": key, **fields}))
+    return dumps({"v": 1, "key": key, **fields})
 
 
 def requests(keys: Sequence[str], **fields: Any) -> Iterator[tuple[int, bytes]]:

@@ -11,13 +11,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sira_tensor::TensorSpec;
 use sira_wire::{
-    Code, DeleteAnswer, DeleteRequest, EmptyRequest, Entry, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions, Ticket,
-    VERSION, WireError,
+    Code, DeleteAnswer, DeleteRequest, EmptyRequest, Entry, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions, VERSION,
+    WireError,
 };
 use tokio::io::AsyncRead;
 use tonic::Status;
 
 use crate::connect::{self, Authorized, ConnectOptions};
+use crate::get_parallel::Connections;
 use crate::lookup::Lookups;
 use crate::put::{self, Failure, Pieces};
 use crate::{ClientError, GetOptions, TensorStream, message};
@@ -32,6 +33,8 @@ const MAX_MESSAGE: usize = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(crate) flight: FlightServiceClient<Authorized>,
+    /// More of them, for gets in several streams.
+    pub(crate) connections: Connections,
     pub(crate) lookups: Lookups,
 }
 
@@ -54,7 +57,8 @@ impl Client {
 
     /// Connects with a token, with TLS (`grpc+tls://host:port`; `grpcs://` and `https://` mean the same), or both.
     pub async fn connect_with(url: &str, options: ConnectOptions) -> Result<Client, ClientError> {
-        Ok(Client::over(connect::open(url, &options).await?))
+        let channel = connect::open(url, &options).await?;
+        Ok(Client::over(channel, Connections::new(url, &options)))
     }
 
     /// A client that connects with its first call, so that it can be made while the server is absent; calls then fail until it is there.
@@ -77,11 +81,11 @@ impl Client {
 
     /// As [`Client::connect_lazy`], with a token, with TLS, or both.
     pub fn connect_lazy_with(url: &str, options: &ConnectOptions) -> Result<Client, ClientError> {
-        Ok(Client::over(connect::lazy(url, options)?))
+        Ok(Client::over(connect::lazy(url, options)?, Connections::new(url, options)))
     }
 
-    fn over(channel: Authorized) -> Client {
-        Client { flight: FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE), lookups: Lookups::default() }
+    fn over(channel: Authorized, connections: Connections) -> Client {
+        Client { flight: flight(channel), connections, lookups: Lookups::default() }
     }
 
     /// Puts a tensor whose bytes (row-major, little-endian) are at hand; they are sent without being copied.
@@ -192,16 +196,7 @@ impl Client {
     /// # }
     /// ```
     pub async fn get(&self, key: &str, options: &GetOptions) -> Result<TensorStream, ClientError> {
-        let key: Key = key.parse()?;
-        let ticket = Ticket {
-            version: options.version,
-            slice: options.slice.clone(),
-            part: options.part.clone(),
-            kv_spec: options.kv_spec.clone(),
-            exact: options.exact,
-            ..Ticket::whole(&key)
-        };
-        let ticket = FlightTicket::new(json(&ticket)?);
+        let ticket = FlightTicket::new(json(&options.ticket(key)?)?);
         TensorStream::open(self.flight.clone().do_get(ticket).await?.into_inner()).await
     }
 
@@ -288,6 +283,11 @@ impl Client {
         while results.message().await?.is_some() {}
         Ok(first.map(|result| result.body))
     }
+}
+
+/// Flight over a connection.
+pub(crate) fn flight(channel: Authorized) -> FlightServiceClient<Authorized> {
+    FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
 }
 
 fn key_request(key: &str) -> Result<KeyRequest, ClientError> {

@@ -7,7 +7,7 @@ use arrow_schema::Schema;
 use bytes::{Bytes, BytesMut};
 use sira_tensor::TensorSpec;
 use sira_tensor::carrier::Column;
-use sira_wire::{Code, WireError, metadata};
+use sira_wire::{Code, Key, Ticket, WireError, metadata};
 use tonic::Streaming;
 
 use crate::{ClientError, message};
@@ -25,6 +25,21 @@ pub struct GetOptions {
     pub kv_spec: Option<String>,
     /// Whether only exactly the bytes that were put will do: a copy that a lossy codec made is then not found. Default: as the namespace says.
     pub exact: Option<bool>,
+}
+
+impl GetOptions {
+    /// The ticket for it.
+    pub(crate) fn ticket(&self, key: &str) -> Result<Ticket, ClientError> {
+        let key: Key = key.parse()?;
+        Ok(Ticket {
+            version: self.version,
+            slice: self.slice.clone(),
+            part: self.part.clone(),
+            kv_spec: self.kv_spec.clone(),
+            exact: self.exact,
+            ..Ticket::whole(&key)
+        })
+    }
 }
 
 /// A tensor on its way: what it is, then its bytes, row-major and little-endian.
@@ -92,7 +107,7 @@ impl TensorStream {
 }
 
 /// The tensor that a carrier's schema metadata describes.
-fn read_spec(schema: &Schema) -> Result<TensorSpec, ClientError> {
+pub(crate) fn read_spec(schema: &Schema) -> Result<TensorSpec, ClientError> {
     let entry = |name: &str| schema.metadata().get(name).ok_or_else(|| ClientError::protocol(format!("a schema without {name}")));
     let dtype = entry(metadata::DTYPE)?.parse()?;
     let shape = serde_json::from_str(entry(metadata::SHAPE)?).map_err(ClientError::protocol)?;

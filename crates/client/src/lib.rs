@@ -24,6 +24,7 @@
 //! | put a key of several parts | [`Client::put_parts`] from memory, [`Client::put_parts_stream`] from pieces |
 //! | put many keys | [`Client::put_many`] of [`PutEntry`] |
 //! | get a tensor, a slice, a part | [`Client::get`] with [`GetOptions`]: a [`TensorStream`], piece by piece or [whole](TensorStream::into_bytes) |
+//! | get a large tensor over several connections | [`Client::get_parallel`], [`Client::get_parallel_into`] |
 //! | get many keys, or all parts | [`Client::get_many`]: a [`ManyStream`], as [events](ManyStream::next), as [keys](ManyStream::collect) or [into buffers](ManyStream::read_into) |
 //! | look up | [`Client::exists`], [`Client::exists_with`], [`Client::exists_many`], within a [`Deadline`] |
 //! | describe | [`Client::info`]; [`Client::list`] a page, [`Client::list_all`] as a stream |
@@ -54,6 +55,7 @@ mod error;
 pub mod fuzz;
 mod get;
 mod get_many;
+mod get_parallel;
 mod lookup;
 mod message;
 mod put;

@@ -10,6 +10,7 @@ mod arrival;
 mod auth;
 mod connection;
 mod door;
+mod endpoints;
 mod frames;
 #[doc(hidden)]
 pub mod fuzz;

@@ -17,6 +17,7 @@ use sira_wire::{Code, Entry, Key, ListRequest, Ticket as Wanted};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::arrival::Message;
+use crate::endpoints::endpoints;
 use crate::get_many;
 use crate::status::{of_store, of_wire, outcome, refuse, unsupported};
 use crate::{actions, auth, get};
@@ -44,7 +45,7 @@ impl Flight {
     /// What a descriptor asks for: the key, and the ticket.
     fn wanted(descriptor: &FlightDescriptor) -> Result<(Key, Wanted), Status> {
         if descriptor.r#type == DescriptorType::Cmd as i32 {
-            return Wanted::parse(&descriptor.cmd).map_err(|e| of_wire(&e));
+            return Wanted::parse_command(&descriptor.cmd).map_err(|e| of_wire(&e));
         }
         let key = Key::from_path(&descriptor.path).map_err(|e| of_wire(&e))?;
         let ticket = Wanted::whole(&key);
@@ -75,38 +76,51 @@ impl Flight {
             let ticket = ManyTicket { kv_spec: ticket.kv_spec, exact: ticket.exact, ..ManyTicket::of(vec![entry.key.clone()]) };
             return parts_info(&entry, &ticket, descriptor);
         }
-        flight_info(&entry, &sliced(&snapshot, &ticket)?, ticket, descriptor)
+        let part = snapshot.part(ticket.part.as_deref()).map_err(of_store)?;
+        let (whole, chunk) = (described(&snapshot, part)?, snapshot.chunk(part).first().copied().unwrap_or(1));
+        let (spec, ticket) = (sliced(whole, &ticket)?, Wanted { version: Some(entry.version), ..ticket });
+        let endpoints = endpoints(whole, &get::carrier(&spec).0, chunk, ticket)?;
+        flight_info(&entry, &spec, endpoints, descriptor)
     }
 
     /// The schema of what a descriptor asks for.
     fn schema(&self, descriptor: &FlightDescriptor) -> Result<SchemaResult, Status> {
         let (key, ticket) = Self::wanted(descriptor)?;
-        let (_, schema) = get::carrier(&sliced(&self.snapshot(&key, &ticket)?, &ticket)?);
+        let snapshot = self.snapshot(&key, &ticket)?;
+        let part = snapshot.part(ticket.part.as_deref()).map_err(of_store)?;
+        let (_, schema) = get::carrier(&sliced(described(&snapshot, part)?, &ticket)?);
         let result = SchemaResult::try_from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
         result.map_err(|e| refuse(Code::Internal, e.to_string()))
     }
 }
 
-/// What a get of `ticket` will send.
-fn sliced(snapshot: &Snapshot, ticket: &Wanted) -> Result<TensorSpec, Status> {
-    let part = snapshot.part(ticket.part.as_deref()).map_err(of_store)?;
-    let (_, spec) = snapshot.parts().nth(part).ok_or_else(|| refuse(Code::Internal, format!("part {part} is none of its key")))?;
+/// What is known of a part.
+fn described(snapshot: &Snapshot, part: usize) -> Result<&TensorSpec, Status> {
+    let described = snapshot.parts().nth(part).map(|(_, spec)| spec);
+    described.ok_or_else(|| refuse(Code::Internal, format!("part {part} is none of its key")))
+}
+
+/// What a get of `ticket` will send of this part.
+fn sliced(spec: &TensorSpec, ticket: &Wanted) -> Result<TensorSpec, Status> {
     let wanted = region(spec, ticket.slice.iter().map(|(name, range)| (name.as_str(), *range))).map_err(|e| of_store(e.into()))?;
     let shape = wanted.iter().map(|range| range.end - range.start).collect();
     let sliced = TensorSpec::new(spec.dtype(), shape).and_then(|sliced| sliced.with_axes(spec.axes().to_vec()));
     sliced.and_then(|sliced| sliced.with_attributes(spec.attributes().clone())).map_err(|e| of_store(e.into()))
 }
 
-/// The FlightInfo of `entry`: one endpoint, its ticket pinned to the version seen.
-fn flight_info(entry: &Entry, spec: &TensorSpec, ticket: Wanted, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
+/// The FlightInfo of `entry`, of which `spec` is asked for.
+fn flight_info(
+    entry: &Entry,
+    spec: &TensorSpec,
+    endpoints: Vec<FlightEndpoint>,
+    descriptor: FlightDescriptor,
+) -> Result<FlightInfo, Status> {
     let (carrier, schema) = get::carrier(spec);
     let internal = |e: String| refuse(Code::Internal, e);
-    let ticket = serde_json::to_vec(&Wanted { version: Some(entry.version), ..ticket }).map_err(|e| internal(e.to_string()))?;
-    let info = FlightInfo::new()
-        .try_with_schema(&schema)
-        .map_err(|e| internal(e.to_string()))?
+    let mut info = FlightInfo::new().try_with_schema(&schema).map_err(|e| internal(e.to_string()))?;
+    info.endpoint = endpoints;
+    let info = info
         .with_descriptor(descriptor)
-        .with_endpoint(FlightEndpoint::new().with_ticket(Ticket::new(ticket)))
         .with_total_records(i64::try_from(carrier.rows).unwrap_or(-1))
         .with_total_bytes(i64::try_from(spec.nbytes()).unwrap_or(-1))
         .with_ordered(true)
@@ -186,7 +200,10 @@ impl FlightService for Flight {
                     let (key, descriptor) =
                         (entry.key.parse().map_err(|e| of_wire(&e))?, FlightDescriptor::new_path(vec![entry.key.clone()]));
                     match entry.parts.is_empty() {
-                        true => flight_info(entry, &spec_of(entry)?, Wanted::whole(&key), descriptor),
+                        true => {
+                            let (spec, ticket) = (spec_of(entry)?, Wanted { version: Some(entry.version), ..Wanted::whole(&key) });
+                            flight_info(entry, &spec, endpoints(&spec, &get::carrier(&spec).0, 1, ticket)?, descriptor)
+                        }
                         false => parts_info(entry, &ManyTicket::of(vec![entry.key.clone()]), descriptor),
                     }
                 })

@@ -84,6 +84,39 @@ async fn the_examples_run() {
     stream_file::run(&server.url).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tensor_comes_over_several_connections() {
+    let server = Server::start();
+    let client = Client::connect(&server.url).await.unwrap();
+    let spec = TensorSpec::new(DType::UInt16, vec![50, 100_000]).unwrap().with_axes(vec!["layer".into(), String::new()]).unwrap();
+    let bytes = noise(1, 10_000_000);
+    client.put("large/x", &spec, bytes.clone(), PutOptions::default()).await.unwrap();
+    let whole = GetOptions::default();
+    let rows = GetOptions { slice: [("0".to_owned(), [3, 40]), ("1".to_owned(), [10, 90_000])].into(), ..GetOptions::default() };
+    let cut: Vec<u8> = (3..40).flat_map(|row| bytes[row * 200_000..][20..180_000].to_vec()).collect();
+    for streams in [1, 2, 5, 64] {
+        let (got, all) = client.get_parallel("large/x", &whole, streams).await.unwrap();
+        assert!(got == spec && all == bytes, "{streams} streams");
+        let mut out = vec![0; bytes.len()];
+        assert_eq!(client.get_parallel_into("large/x", &whole, streams, &mut out).await.unwrap(), spec);
+        assert!(out == bytes, "{streams} streams into a buffer");
+        assert!(client.get_parallel("large/x", &rows, streams).await.unwrap().1 == cut, "{streams} streams of a slice");
+    }
+    let code = |error: ClientError| error.code();
+    for streams in [0, 65] {
+        assert_eq!(client.get_parallel("large/x", &whole, streams).await.map_err(code), Err(Some(Code::BadRequest)));
+    }
+    for streams in [1, 4] {
+        assert_eq!(client.get_parallel_into("large/x", &whole, streams, &mut [0; 9]).await.map_err(code), Err(Some(Code::BadTensor)));
+        assert_eq!(client.get_parallel("large/none", &whole, streams).await.map_err(code), Err(Some(Code::NotFound)));
+        let other = GetOptions { version: Some(9), ..GetOptions::default() };
+        assert_eq!(client.get_parallel("large/x", &other, streams).await.map_err(code), Err(Some(Code::Stale)));
+    }
+    // One that has no more elements than this.
+    client.put("large/small", &u8s(3), vec![1, 2, 3], PutOptions::default()).await.unwrap();
+    assert_eq!(&client.get_parallel("large/small", &whole, 4).await.unwrap().1[..], [1, 2, 3]);
+}
+
 #[tokio::test]
 async fn many_keys_are_put_found_got_and_deleted() {
     let server = Server::start();

@@ -98,6 +98,12 @@ impl Snapshot {
         self.record.part(name)
     }
 
+    /// Extents of the chunks that part number `index` is stored in; none where it is not cut.
+    pub fn chunk(&self, index: usize) -> &[u64] {
+        let copy = self.record.parts.get(index).and_then(|part| part.copies.first());
+        copy.map_or(&[], |copy| &copy.chunk_shape)
+    }
+
     /// Reads a box of part number `index`; axes that `slice` does not name are whole.
     pub async fn read(&self, index: usize, slice: &BTreeMap<String, [u64; 2]>) -> Result<Reader, StoreError> {
         let part = self.record.parts.get(index).ok_or_else(|| StoreError::NotFound(format!("{} has no part {index}", self.record.key)))?;

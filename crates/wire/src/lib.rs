@@ -15,7 +15,7 @@ pub use entry::{DeleteAnswer, Entry, ExistsAnswer, ListAnswer, PARTS, PartEntry,
 pub use error::{Code, WireError};
 pub use key::{Key, MAX_KEY, MAX_NAMESPACE};
 pub use options::{Condition, Consistency, PutOptions, metadata};
-pub use request::{DeleteRequest, EmptyRequest, KeyRequest, ListRequest, Ticket};
+pub use request::{DeleteRequest, EmptyRequest, KeyRequest, ListRequest, MAX_ENDPOINTS, Ticket};
 
 /// The version of the contract that requests carry as `v`.
 pub const VERSION: u32 = 1;

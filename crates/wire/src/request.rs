@@ -65,19 +65,38 @@ pub struct Ticket {
     /// Take only bytes that are exactly those that were put: a lossy copy is a miss. Default: what the namespace says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exact: Option<bool>,
+    /// Of a `GetFlightInfo` only: how many endpoints the answer should have, 1 to [`MAX_ENDPOINTS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoints: Option<u32>,
 }
+
+/// Endpoints of one answer, at most.
+pub const MAX_ENDPOINTS: u32 = 64;
 
 impl Ticket {
     /// A ticket for the whole of `key`.
     pub fn whole(key: &Key) -> Ticket {
-        Ticket { v: VERSION, key: key.to_string(), version: None, slice: BTreeMap::new(), part: None, kv_spec: None, exact: None }
+        let (slice, key) = (BTreeMap::new(), key.to_string());
+        Ticket { v: VERSION, key, version: None, slice, part: None, kv_spec: None, exact: None, endpoints: None }
     }
 
     /// Reads a ticket: `ns/key`, or JSON (first byte `{`).
     pub fn parse(bytes: &[u8]) -> Result<(Key, Ticket), WireError> {
+        let (key, ticket) = Ticket::parse_command(bytes)?;
+        match ticket.endpoints {
+            None => Ok((key, ticket)),
+            Some(_) => Err(WireError::new(Code::BadRequest, "ticket: `endpoints` is for the command of get_flight_info")),
+        }
+    }
+
+    /// Reads the command of a `GetFlightInfo`: as a ticket, but it may ask for several endpoints.
+    pub fn parse_command(bytes: &[u8]) -> Result<(Key, Ticket), WireError> {
         if bytes.first() == Some(&b'{') {
             let ticket: Ticket = parse("ticket", bytes)?;
             ticket.kv_spec.as_deref().map_or(Ok(()), check_kv_spec)?;
+            if let Some(wrong) = ticket.endpoints.filter(|count| !(1..=MAX_ENDPOINTS).contains(count)) {
+                return Err(WireError::new(Code::BadRequest, format!("endpoints is {wrong}; it may be 1 to {MAX_ENDPOINTS}")));
+            }
             return Ok((ticket.key.parse()?, ticket));
         }
         let text = std::str::from_utf8(bytes).map_err(|_| WireError::new(Code::BadRequest, "ticket: neither JSON nor a key in UTF-8"))?;
@@ -188,6 +207,16 @@ mod tests {
         assert_eq!((key.as_str(), ticket.slice["token"]), ("ns/k", [512, 1024]));
         let again = Ticket::parse(&serde_json::to_vec(&ticket).unwrap()).unwrap().1;
         assert_eq!(again, ticket);
+    }
+
+    #[test]
+    fn only_commands_ask_for_endpoints() {
+        let asked = |count: &str| format!(r#"{{"v":1,"key":"ns/k","endpoints":{count}}}"#).into_bytes();
+        assert_eq!(Ticket::parse_command(&asked("64")).unwrap().1.endpoints, Some(64));
+        assert!(Ticket::parse(&asked("1")).unwrap_err().message.contains("get_flight_info"));
+        for bad in ["0", "65", "-1", "1.5", "\"2\""] {
+            assert_eq!(Ticket::parse_command(&asked(bad)).unwrap_err().code, Code::BadRequest, "{bad}");
+        }
     }
 
     #[test]
