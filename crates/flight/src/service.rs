@@ -1,7 +1,5 @@
 //! The Flight service: everything but `DoPut` and `DoGet`.
 
-use std::sync::Arc;
-
 use arrow_flight::flight_descriptor::DescriptorType;
 use arrow_flight::flight_service_server::FlightService;
 use arrow_flight::{
