@@ -873,3 +873,15 @@ def test_a_long_error_keeps_its_code(plain: flight.FlightClient, ns: str, letter
         act(plain, "info", **{"key": f"{ns}/x", letter * 10_000: 1})
     with pytest.raises(pa.ArrowInvalid, match="SIRA_BAD_REQUEST"):
         get(plain, {"key": f"{ns}/x", letter * 10_000: 1})
+
+
+@pytest.mark.parametrize("nbytes", [64 << 10, 256 << 10, (1 << 20) + 8, 9 << 20])
+def test_bodies_are_aligned_in_the_clients_memory(plain: flight.FlightClient, ns: str, nbytes: int) -> None:
+    array = np.arange(nbytes // 8, dtype=np.int64)
+    put(plain, path(f"{ns}/a"), pa.array(array), sira_shape=[array.size])
+    many = json.dumps({"v": 1, "keys": [f"{ns}/a"]})
+    for ticket in (f"{ns}/a", many):
+        table = plain.do_get(flight.Ticket(ticket.encode())).read_all()
+        buffers = [chunk.buffers()[-1] for chunk in table.column(0).chunks]
+        assert {buffer.address % 16 for buffer in buffers} == {0}
+        assert b"".join(column_bytes(chunk) for chunk in table.column(0).chunks)[:nbytes] == array.tobytes()

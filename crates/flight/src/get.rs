@@ -262,3 +262,6 @@ fn announced(spec: &TensorSpec) -> BytesMut {
 pub(crate) fn schema_header(schema: &Schema) -> Bytes {
     FlightData::from(SchemaAsIpc::new(schema, &IpcWriteOptions::default())).data_header
 }
+
+#[cfg(test)]
+mod tests;

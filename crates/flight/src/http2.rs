@@ -166,3 +166,37 @@ impl<F: Future<Output = ()>> Future for Stoppable<F> {
         STOP.sync_scope(stop, || self.call.as_mut().poll(context))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_that_waits_is_ended_from_outside_and_one_that_panics_ends_alone() {
+        let (held, (sender, receiver)) = (Arc::new(()), oneshot::channel());
+        let holds = held.clone();
+        Calls.execute(async move {
+            drop(sender.send(Stop::of_this_call().unwrap()));
+            let _holds = holds;
+            std::future::pending::<()>().await;
+        });
+        Calls.execute(async { panic!("on purpose") });
+        let stop = receiver.await.unwrap();
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&held), 2);
+        stop.now();
+        while Arc::strong_count(&held) > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert!(Stop::of_this_call().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_need_not_wait_runs_at_once() {
+        let (sender, mut receiver) = oneshot::channel();
+        Calls.execute(async move { drop(sender.send(7)) });
+        assert_eq!(receiver.try_recv(), Ok(7));
+    }
+}
