@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::{Action, Ticket as FlightTicket};
@@ -18,6 +19,7 @@ use tokio::io::AsyncRead;
 use tonic::Status;
 
 use crate::connect::{self, Authorized, ConnectOptions};
+use crate::line::Lines;
 use crate::lookup::Lookups;
 use crate::put::{self, Failure, Pieces};
 use crate::{ClientError, GetOptions, TensorStream, message};
@@ -33,6 +35,8 @@ const MAX_MESSAGE: usize = 64 << 20;
 pub struct Client {
     pub(crate) flight: FlightServiceClient<Authorized>,
     pub(crate) lookups: Lookups,
+    /// Where the server is on the same machine, and passes memory.
+    pub(crate) lines: Option<Arc<Lines>>,
 }
 
 /// The answer of `health`.
@@ -47,14 +51,15 @@ pub struct Health {
 }
 
 impl Client {
-    /// Connects to `grpc://host:port`; `http://` and `grpc+tcp://` mean the same, the port is 9095 where none is given.
+    /// Connects to `grpc://host:port`; `http://` and `grpc+tcp://` mean the same, the port is 9095 where none is given. Or to the Unix socket of a
+    /// server of the same machine, `grpc+unix:///path`.
     pub async fn connect(url: &str) -> Result<Client, ClientError> {
         Client::connect_with(url, ConnectOptions::default()).await
     }
 
     /// Connects with a token, with TLS (`grpc+tls://host:port`; `grpcs://` and `https://` mean the same), or both.
     pub async fn connect_with(url: &str, options: ConnectOptions) -> Result<Client, ClientError> {
-        Ok(Client::over(connect::open(url, &options).await?))
+        Ok(Client::over(connect::open(url, &options).await?, connect::lines(url, &options)))
     }
 
     /// A client that connects with its first call, so that it can be made while the server is absent; calls then fail until it is there.
@@ -77,11 +82,12 @@ impl Client {
 
     /// As [`Client::connect_lazy`], with a token, with TLS, or both.
     pub fn connect_lazy_with(url: &str, options: &ConnectOptions) -> Result<Client, ClientError> {
-        Ok(Client::over(connect::lazy(url, options)?))
+        Ok(Client::over(connect::lazy(url, options)?, connect::lines(url, options)))
     }
 
-    fn over(channel: Authorized) -> Client {
-        Client { flight: FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE), lookups: Lookups::default() }
+    fn over(channel: Authorized, lines: Option<Lines>) -> Client {
+        let flight = FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        Client { flight, lookups: Lookups::default(), lines: lines.map(Arc::new) }
     }
 
     /// Puts a tensor whose bytes (row-major, little-endian) are at hand; they are sent without being copied.

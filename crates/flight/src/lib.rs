@@ -16,6 +16,7 @@ mod input;
 mod ipc;
 mod put;
 mod put_many;
+mod same_host;
 mod seats;
 mod server;
 mod service;

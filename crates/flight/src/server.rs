@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use futures::FutureExt;
 use sira_store::StorageClient;
 use sira_store::ledger::Reservation;
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,6 +21,7 @@ use crate::answer::Answers;
 use crate::arrival::{Arrivals, MAX_REQUEST};
 use crate::auth::Tokens;
 pub use crate::door::{GREETINGS, Listeners};
+use crate::same_host::Neighbours;
 use crate::seats::{Calls, Guest, Room};
 use crate::service::Flight;
 use crate::tls::Tls;
@@ -94,10 +96,14 @@ pub async fn serve(
     let (calls, answers) = (Calls::new(CALLS), Arc::new(Answers::default()));
     let (full, pressed) = (calls.clone(), store.clone());
     tokio::spawn(Answers::watch(Arc::downgrade(&answers), move || full.are_full() || pressed.pressed()));
-    let service = Guarded { flight, store, tokens: tokens.map(Arc::new), calls, arrivals: Arrivals::default(), answers };
+    let tokens = tokens.map(Arc::new);
+    let neighbours = Neighbours::new(store.clone(), tokens.clone(), calls.clone());
+    let service = Guarded { flight, store, tokens, calls, arrivals: Arrivals::default(), answers };
     let gets = (memory / GET_SHARE).clamp(4, STREAMS.into()) as usize;
-    let incoming = door::open(listeners.into(), tls, Room::new(max_connections, gets))?;
-    tonic::transport::Server::builder()
+    let arrivals = door::open(listeners.into(), tls, Room::new(max_connections, gets))?;
+    let shutdown = shutdown.shared();
+    let local = neighbours.serve(arrivals.neighbours, shutdown.clone());
+    let server = tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
@@ -108,9 +114,9 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(service)
-        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), shutdown)
-        .await?;
-    Ok(())
+        .serve_with_incoming_shutdown(ReceiverStream::new(arrivals.connections), shutdown);
+    let (served, ()) = tokio::join!(server, local);
+    Ok(served?)
 }
 
 /// Every call of the service passes here, `DoPut` included, which is not the generated service's.

@@ -38,6 +38,9 @@ use crate::{StoreError, upkeep};
 /// Stripes of the key locks: commits of different keys rarely meet.
 const STRIPES: usize = 256;
 
+/// Parts that are moved at once to memory that can be shared.
+const SHARING: usize = 16;
+
 /// Bytes of a disk that puts leave free, or a quarter of a small one.
 const HEADROOM: u64 = 64 << 20;
 
@@ -141,6 +144,8 @@ pub(crate) struct Inner {
     router: RwLock<Router>,
     tiers: RwLock<BTreeMap<String, Arc<Tier>>>,
     locks: Vec<Mutex<()>>,
+    /// Held by whoever moves a part to memory that can be shared.
+    sharing: Vec<Mutex<()>>,
 }
 
 /// A registered backend.
@@ -211,6 +216,7 @@ impl StorageClient {
             writers: AtomicU64::new(0),
             tiers: RwLock::default(),
             locks: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+            sharing: (0..SHARING).map(|_| Mutex::new(())).collect(),
             ledger,
             options,
             seams,
@@ -441,6 +447,11 @@ impl Inner {
     /// Whoever commits a record of `key` holds this.
     pub async fn lock(&self, key: &Key) -> tokio::sync::MutexGuard<'_, ()> {
         self.locks[xxh3_64(key.as_str().as_bytes()) as usize % STRIPES].lock().await
+    }
+
+    /// Whoever moves a part of `write_id` to memory that can be shared holds this.
+    pub async fn sharing(&self, write_id: &str) -> tokio::sync::MutexGuard<'_, ()> {
+        self.sharing[xxh3_64(write_id.as_bytes()) as usize % SHARING].lock().await
     }
 
     /// The latest record of `key`, tombstones and the expired included.
