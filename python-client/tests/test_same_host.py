@@ -138,7 +138,7 @@ def test_what_is_created_is_stored_without_a_copy(near: sira_store.Client, local
     assert (info.dtype, info.shape, info.axes) == ("bfloat16", data.shape, ("layer", "dim"))
     assert info.attributes == {"of": "me"}
     assert info.codec == "zstd" or level == "weak"
-    assert info.expires is not None
+    assert info.expires_ms is not None
     with sira_store.connect(local.url, lookup_deadline=None) as far:
         assert np.array_equal(far.get("ns/a"), data)
     with pytest.raises(sira_store.AlreadyExistsError):
