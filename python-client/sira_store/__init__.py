@@ -30,6 +30,7 @@ from ._kvspec import KvField, KvPart, KvSpec, Rope
 from ._lazy import LazyTensor
 from ._namespaces import Namespace, Policy, Route, RouteStep
 from ._put_many import Item
+from ._same_host import Created
 from ._types import DeleteManyResult, DeletePrefixResult, Lookup, PartInfo, PutResult, TensorInfo
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __all__ = [
     "AlreadyExistsError",
     "Client",
     "CorruptError",
+    "Created",
     "DeleteManyResult",
     "DeletePrefixResult",
     "HasPartsError",

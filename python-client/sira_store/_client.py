@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
-from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 from pyarrow import flight
 
 from . import _arrays, _connect, _streams, _wire
 from ._base import Caches, Deadline, closing
 from ._connect import Pem
+from ._dtypes import numpy_dtype
 from ._errors import (
     HasPartsError,
     InvalidError,
@@ -26,8 +28,10 @@ from ._errors import (
 from ._get_many import Gets
 from ._kvspec import KvSpec
 from ._lazy import LazyTensor
+from ._line import Lines
 from ._lookup import Lookups
 from ._put_many import Item, Puts, Tensors
+from ._same_host import Created, SameHost, command, element_type, extents
 from ._types import PutResult, TensorInfo
 
 if TYPE_CHECKING:
@@ -76,7 +80,7 @@ def connect(
     )
 
 
-class Client(Lookups, Puts, Gets):
+class Client(Lookups, Puts, Gets, SameHost):
     """A connection to a Sira server. May be shared by threads; a context manager that closes itself."""
 
     def __init__(
@@ -99,14 +103,18 @@ class Client(Lookups, Puts, Gets):
         self._kv_specs = {}
         Deadline(lookup_deadline)  # refuses what cannot be one
 
-        def connect() -> tuple[flight.FlightClient, list[tuple[bytes, bytes]]]:
+        def connect() -> tuple[flight.FlightClient, list[tuple[bytes, bytes]], str | None]:
             return _connect.connect(self.url, token=token, ca=ca, cert=cert, key=key)
 
-        self._flight, self._headers = connect()
+        self._flight, self._headers, said = connect()
         self._connections = _streams.Connections(self._flight, lambda: connect()[0])
+        path = _connect.socket_path(self.url)
+        self._lines = None if path is None else Lines(path, said, timeout)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Ends the connection. Arrays that `map` returned stay as they are."""
+        if self._lines is not None:
+            self._lines.close()
         self._connections.close()
 
     def __enter__(self) -> Client:
@@ -300,6 +308,10 @@ class Client(Lookups, Puts, Gets):
     def _get_one(
         self, key: str, out: Any, framework: _arrays.Framework, end: Deadline | None = None, **options: Any
     ) -> Any:
+        if self._lines is not None and not options.get("ranges") and (end is None or not end.given):
+            copied = self._copied(key, out, framework, _wire.given(**{**options, "ranges": None}))
+            if copied is not None:
+                return copied
         ticket = _wire.ticket(key, **options)
         with translated(self.url):
             reader = self._flight.do_get(ticket, self._options(end))
@@ -330,6 +342,94 @@ class Client(Lookups, Puts, Gets):
                 if last or "version" in options:
                     raise
         return self._get_one(key, out, framework, end, **options)
+
+    def map(
+        self,
+        key: str,
+        *,
+        version: int | None = None,
+        part: str | None = None,
+        spec: KvSpec | str | None = None,
+        exact: bool | None = None,
+    ) -> NDArray[Any]:
+        """Reads a tensor without a copy where the client is connected to the server's Unix socket: the array
+        is the server's own memory, read-only, and stays as it is whatever happens to the key. It is counted
+        in the server's memory until it is collected: keep it for as long as it is used, and no longer. Small
+        tensors, and all of a server that gives no (more) memory or is elsewhere, are got as `get` does.
+
+        version, spec, exact: as of `get`. part: which part, of a key that has several.
+        """
+
+        def read(hash: str | None) -> NDArray[Any]:
+            options = _wire.given(version=version, part=part, kv_spec=hash, exact=exact)
+            array = self._shared(key, options)
+            if array is None:
+                array = self._get_one(key, None, "numpy", Deadline(None), **options)
+                array.flags.writeable = False
+            return array
+
+        return self._with_spec(spec, read, Deadline(None))
+
+    def create(
+        self,
+        key: str,
+        shape: int | Sequence[int],
+        dtype: DTypeLike,
+        *,
+        axes: Sequence[str] | None = None,
+        codec: str | None = None,
+        ttl: int | None = None,
+        consistency: Literal["strong", "eventual", "weak"] | None = None,
+        if_: Literal["absent"] | int | None = None,
+        attributes: Mapping[str, str] | None = None,
+        spec: KvSpec | str | None = None,
+    ) -> Created:
+        """A tensor to be filled in place: where the client is connected to the server's Unix socket, `array`
+        of what is returned is memory that becomes the server's at the commit, without a copy. Elsewhere the
+        commit puts it as `put` does. Options are those of `put`.
+
+        >>> with sira.create("demo/a", (1024, 1024), "float32") as made:
+        ...     made.array[:] = 1
+        """
+        name, extent = element_type(dtype), extents(shape)
+
+        def make(hash: str | None) -> Created | None:
+            return self._created(
+                name,
+                extent,
+                command(
+                    key,
+                    name,
+                    extent,
+                    axes=axes,
+                    codec=codec,
+                    ttl=ttl,
+                    consistency=consistency,
+                    if_=if_,
+                    attributes=attributes,
+                    kv_spec=hash,
+                ),
+            )
+
+        made = self._with_spec(spec, make, Deadline(None))
+        if made is not None:
+            return made
+        array = np.zeros(extent, numpy_dtype(name))
+
+        def put() -> PutResult:
+            return self.put(
+                key,
+                array,
+                axes=axes,
+                codec=codec,
+                ttl=ttl,
+                consistency=consistency,
+                if_=if_,
+                attributes=attributes,
+                spec=spec,
+            )
+
+        return Created(array, put, lambda: None)
 
     def open(
         self,

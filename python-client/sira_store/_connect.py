@@ -37,8 +37,8 @@ def connect(
     ca: Pem | None,
     cert: Pem | None,
     key: Pem | None,
-) -> tuple[flight.FlightClient, list[tuple[bytes, bytes]]]:
-    """A Flight client, and the headers that each of its calls needs. What is None comes from the
+) -> tuple[flight.FlightClient, list[tuple[bytes, bytes]], str | None]:
+    """A Flight client, the headers that each of its calls needs, and the token. What is None comes from the
     environment."""
     token = token or _token_of_environment()
     if isinstance(token, bytes):
@@ -65,7 +65,13 @@ def connect(
         raise _invalid(
             f"{url!r} is not grpc://host:port, grpc+tls://host:port or grpc+unix:///path: {error}"
         ) from error
-    return client, headers
+    return client, headers, token
+
+
+def socket_path(url: str) -> str | None:
+    """The path of a Unix socket, where the URL is of one."""
+    scheme, _, rest = url.partition("://")
+    return rest if scheme in _UNIX else None
 
 
 def _variable(name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::{Action, Ticket as FlightTicket};
@@ -19,6 +20,7 @@ use tonic::Status;
 
 use crate::connect::{self, Authorized, ConnectOptions};
 use crate::get_parallel::Connections;
+use crate::line::Lines;
 use crate::lookup::Lookups;
 use crate::put::{self, Failure, Pieces};
 use crate::{ClientError, GetOptions, TensorStream, message};
@@ -36,6 +38,8 @@ pub struct Client {
     /// More of them, for gets in several streams.
     pub(crate) connections: Connections,
     pub(crate) lookups: Lookups,
+    /// Where the server is on the same machine, and passes memory.
+    pub(crate) lines: Option<Arc<Lines>>,
 }
 
 /// The answer of `health`.
@@ -50,7 +54,8 @@ pub struct Health {
 }
 
 impl Client {
-    /// Connects to `grpc://host:port`; `http://` and `grpc+tcp://` mean the same, the port is 9095 where none is given.
+    /// Connects to `grpc://host:port`; `http://` and `grpc+tcp://` mean the same, the port is 9095 where none is given. Or to the Unix socket of a
+    /// server of the same machine, `grpc+unix:///path`.
     pub async fn connect(url: &str) -> Result<Client, ClientError> {
         Client::connect_with(url, ConnectOptions::default()).await
     }
@@ -58,7 +63,7 @@ impl Client {
     /// Connects with a token, with TLS (`grpc+tls://host:port`; `grpcs://` and `https://` mean the same), or both.
     pub async fn connect_with(url: &str, options: ConnectOptions) -> Result<Client, ClientError> {
         let channel = connect::open(url, &options).await?;
-        Ok(Client::over(channel, Connections::new(url, &options)))
+        Ok(Client::over(channel, Connections::new(url, &options), connect::lines(url, &options)))
     }
 
     /// A client that connects with its first call, so that it can be made while the server is absent; calls then fail until it is there.
@@ -81,11 +86,11 @@ impl Client {
 
     /// As [`Client::connect_lazy`], with a token, with TLS, or both.
     pub fn connect_lazy_with(url: &str, options: &ConnectOptions) -> Result<Client, ClientError> {
-        Ok(Client::over(connect::lazy(url, options)?, Connections::new(url, options)))
+        Ok(Client::over(connect::lazy(url, options)?, Connections::new(url, options), connect::lines(url, options)))
     }
 
-    fn over(channel: Authorized, connections: Connections) -> Client {
-        Client { flight: flight(channel), connections, lookups: Lookups::default() }
+    fn over(channel: Authorized, connections: Connections, lines: Option<Lines>) -> Client {
+        Client { flight: flight(channel), connections, lookups: Lookups::default(), lines: lines.map(Arc::new) }
     }
 
     /// Puts a tensor whose bytes (row-major, little-endian) are at hand; they are sent without being copied.

@@ -11,6 +11,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Request, Status};
 
 use crate::ClientError;
+use crate::line::Lines;
 
 /// How to connect, beyond the URL. The default is what a server on the same machine needs: nothing.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -80,6 +81,17 @@ pub(crate) async fn open(url: &str, options: &ConnectOptions) -> Result<Authoriz
 pub(crate) fn lazy(url: &str, options: &ConnectOptions) -> Result<Authorized, ClientError> {
     let (endpoint, bearer) = endpoint(url, options)?;
     Ok(InterceptedService::new(endpoint.connect_lazy(), bearer))
+}
+
+/// The connection over which memory is passed, where the URL is of a Unix socket.
+pub(crate) fn lines(url: &str, options: &ConnectOptions) -> Option<Lines> {
+    let path = socket_path(url)?;
+    Some(Lines::new(path.into(), options.token.clone()))
+}
+
+fn socket_path(url: &str) -> Option<&str> {
+    let (scheme, path) = url.split_once("://")?;
+    (matches!(scheme, "grpc+unix" | "unix") && path.starts_with('/')).then_some(path)
 }
 
 fn endpoint(url: &str, options: &ConnectOptions) -> Result<(Endpoint, Bearer), ClientError> {

@@ -25,6 +25,7 @@
 //! | put many keys | [`Client::put_many`] of [`PutEntry`] |
 //! | get a tensor, a slice, a part | [`Client::get`] with [`GetOptions`]: a [`TensorStream`], piece by piece or [whole](TensorStream::into_bytes) |
 //! | get a large tensor over several connections | [`Client::get_parallel`], [`Client::get_parallel_into`] |
+//! | share memory with a server of the same machine | [`Client::map`]: a [`Mapped`] tensor; [`Client::create`]: a [`Created`] one |
 //! | get many keys, or all parts | [`Client::get_many`]: a [`ManyStream`], as [events](ManyStream::next), as [keys](ManyStream::collect) or [into buffers](ManyStream::read_into) |
 //! | look up | [`Client::exists`], [`Client::exists_with`], [`Client::exists_many`], within a [`Deadline`] |
 //! | describe | [`Client::info`]; [`Client::list`] a page, [`Client::list_all`] as a stream |
@@ -56,12 +57,14 @@ pub mod fuzz;
 mod get;
 mod get_many;
 mod get_parallel;
+mod line;
 mod lookup;
 mod message;
 mod put;
 mod put_many;
 mod put_messages;
 mod put_parts;
+mod same_host;
 mod segments;
 
 pub use client::{Client, DEFAULT_URL, Health};
@@ -72,6 +75,7 @@ pub use get_many::{FetchedKey, FetchedPart, FilledKey, GetManyOptions, ManyStrea
 pub use lookup::{Deadline, LOOKUP_DEADLINE, Lookup, LookupOptions};
 pub use put::read_pieces;
 pub use put_many::{PartData, PutEntry};
+pub use same_host::{Created, Mapped};
 pub use segments::ManyEvent;
 pub use sira_tensor::kv::{KvField, KvPart, KvSpec, Rope, RopeStyle, StateKind};
 pub use sira_tensor::{DType, TensorError, TensorSpec};

@@ -44,9 +44,15 @@ impl Tokens {
         if given.basic && path != HANDSHAKE {
             return refused("name and password are for the handshake alone; it answers the token that other calls need");
         }
+        self.accept(Some(&given.token))
+    }
+
+    /// Whether a client that gave this token may go on.
+    pub(crate) fn accept(&self, given: Option<&str>) -> Result<(), Status> {
+        let Some(given) = given else { return Err(refuse(Code::Unauthenticated, "this server needs a token")) };
         // All are compared, each in a time that does not depend on where the first difference is; only lengths can be told apart.
-        let known = self.accepted.get().iter().fold(Choice::from(0), |known, token| known | token.as_bytes().ct_eq(given.token.as_bytes()));
-        if bool::from(known) { Ok(()) } else { refused("the token is not one of this server's") }
+        let known = self.accepted.get().iter().fold(Choice::from(0), |known, token| known | token.as_bytes().ct_eq(given.as_bytes()));
+        if bool::from(known) { Ok(()) } else { Err(refuse(Code::Unauthenticated, "the token is not one of this server's")) }
     }
 }
 

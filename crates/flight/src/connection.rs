@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use sira_wire::same_host;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
@@ -14,11 +15,19 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
 use crate::frames::Frames;
+use crate::same_host::Neighbour;
 use crate::seats::{Guest, Seat};
 use crate::stream::{Socket, Stream};
 
 /// What every HTTP/2 connection begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What a connection speaks.
+pub(crate) enum Speaks {
+    Http2,
+    /// That of processes of the same machine: memory is passed, not bytes.
+    SameHost,
+}
 
 /// Reads after which a connection lets others have their turn. One read may bring hundreds of tiny frames, each of which takes time: a flood
 /// of them would otherwise hold a thread for as long as it lasts.
@@ -32,7 +41,8 @@ pub(crate) enum Greeted {
 
 impl Greeted {
     /// Shakes hands and waits for the preface. Bounded in time by the caller.
-    pub async fn greet(stream: Stream, tls: Option<Arc<ServerConfig>>) -> io::Result<Greeted> {
+    pub async fn greet(stream: Stream, tls: Option<Arc<ServerConfig>>) -> io::Result<(Greeted, Speaks)> {
+        let local = matches!(stream, Stream::Unix(_));
         if let Stream::Tcp(tcp) = &stream {
             tcp.set_nodelay(true)?;
         }
@@ -46,10 +56,19 @@ impl Greeted {
             Greeted::Plain(stream) => stream.read_exact(&mut first).await?,
             Greeted::Tls(stream) => stream.read_exact(&mut first).await?,
         };
-        if first != *PREFACE {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not HTTP/2"));
+        match &first {
+            PREFACE => Ok((stream, Speaks::Http2)),
+            same_host::PREFACE if local => Ok((stream, Speaks::SameHost)),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not HTTP/2")),
         }
-        Ok(stream)
+    }
+
+    /// The socket of a process of the same machine, for whoever serves it.
+    pub fn neighbour(self, seat: Seat) -> io::Result<Neighbour> {
+        match self {
+            Greeted::Plain(socket) => Ok(Neighbour { stream: socket.into_unix()?, seat }),
+            Greeted::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// The connection for whoever serves it, in whatever runtime that is.

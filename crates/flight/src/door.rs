@@ -11,7 +11,8 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::AbortHandle;
 use tokio::time;
 
-use crate::connection::{Connection, Greeted};
+use crate::connection::{Connection, Greeted, Speaks};
+use crate::same_host::Neighbour;
 use crate::seats::Room;
 use crate::stream::Stream;
 use crate::tls::Tls;
@@ -73,14 +74,29 @@ struct Door {
     tls: Option<Tls>,
     room: Arc<Room>,
     ready: Sender<io::Result<Connection>>,
+    neighbours: Sender<Neighbour>,
 }
 
-/// Takes connections from `listeners`, on a thread that ends when the receiver is dropped. At most as many are open as `room` has seats.
-pub(crate) fn open(listeners: Listeners, tls: Option<Tls>, room: Arc<Room>) -> io::Result<Receiver<io::Result<Connection>>> {
+/// A connection that has shown what it speaks.
+enum Ready {
+    Connection(Connection),
+    Neighbour(Neighbour),
+}
+
+/// Connections, as they come.
+pub(crate) struct Arrivals {
+    pub connections: Receiver<io::Result<Connection>>,
+    /// Of processes of the same machine that want memory instead of bytes.
+    pub neighbours: Receiver<Neighbour>,
+}
+
+/// Takes connections from `listeners`, on a thread that ends when that of connections is dropped. At most as many are open as `room` has seats.
+pub(crate) fn open(listeners: Listeners, tls: Option<Tls>, room: Arc<Room>) -> io::Result<Arrivals> {
     let (tcp, unix) = (listeners.tcp.into_std()?, listeners.unix.map(UnixListener::into_std).transpose()?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (ready, receiver) = channel(READY);
-    let door = Arc::new(Door { tls, room, ready });
+    let (ready, connections) = channel(READY);
+    let (to_neighbours, neighbours) = channel(READY);
+    let door = Arc::new(Door { tls, room, ready, neighbours: to_neighbours });
     std::thread::Builder::new().name("sira-door".into()).spawn(move || {
         if let Err(error) = rustix::process::nice(NICENESS) {
             tracing::debug!(%error, "the thread of the door has the priority of the others");
@@ -99,7 +115,7 @@ pub(crate) fn open(listeners: Listeners, tls: Option<Tls>, room: Arc<Room>) -> i
             }
         });
     })?;
-    Ok(receiver)
+    Ok(Arrivals { connections, neighbours })
 }
 
 impl Door {
@@ -115,8 +131,9 @@ impl Door {
                     let greeting = tokio::spawn(async move {
                         let greeted = time::timeout(GREETING, door.greet(stream)).await;
                         match greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                            // Fails when the server is going away.
-                            Ok(connection) => drop(door.ready.send(Ok(connection)).await),
+                            // These fail when the server is going away.
+                            Ok(Ready::Connection(connection)) => drop(door.ready.send(Ok(connection)).await),
+                            Ok(Ready::Neighbour(neighbour)) => drop(door.neighbours.send(neighbour).await),
                             Err(error) => tracing::debug!(%peer, %error, "a connection that did not come about"),
                         }
                     });
@@ -134,12 +151,15 @@ impl Door {
         }
     }
 
-    async fn greet(&self, stream: Stream) -> io::Result<Connection> {
+    async fn greet(&self, stream: Stream) -> io::Result<Ready> {
         let tls = self.tls.as_ref().filter(|_| matches!(stream, Stream::Tcp(_)));
-        let greeted = Greeted::greet(stream, tls.map(Tls::config)).await?;
+        let (greeted, speaks) = Greeted::greet(stream, tls.map(Tls::config)).await?;
         let known = tls.is_some_and(Tls::mutual);
         let seat = self.room.clone().seat(known).await.ok_or(io::ErrorKind::ConnectionRefused)?;
-        greeted.seated(seat)
+        Ok(match speaks {
+            Speaks::Http2 => Ready::Connection(greeted.seated(seat)?),
+            Speaks::SameHost => Ready::Neighbour(greeted.neighbour(seat)?),
+        })
     }
 }
 

@@ -22,6 +22,7 @@ mod ipc;
 mod pieces;
 mod put;
 mod put_many;
+mod same_host;
 mod seats;
 mod server;
 mod service;

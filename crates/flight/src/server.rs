@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use futures::FutureExt;
 use http_body_util::Full;
 use sira_store::StorageClient;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +16,7 @@ use crate::answer::{Answer, Answers, Outgoing};
 use crate::arrival::{Arrivals, MAX_REQUEST, aside};
 use crate::auth::Tokens;
 pub use crate::door::{GREETINGS, Listeners};
+use crate::same_host::Neighbours;
 use crate::seats::{Calls, Guest, Room};
 use crate::service::Flight;
 use crate::tls::Tls;
@@ -68,10 +70,14 @@ pub async fn serve(
     let (calls, answers) = (Calls::new(CALLS), Arc::new(Answers::default()));
     let (full, pressed) = (calls.clone(), store.clone());
     tokio::spawn(Answers::watch(Arc::downgrade(&answers), move || full.are_full() || pressed.pressed()));
+    let tokens = tokens.map(Arc::new);
+    let neighbours = Neighbours::new(store.clone(), tokens.clone(), calls.clone());
     let service = Guarded { flight, store, tokens, calls, arrivals: Arrivals::default(), answers };
     let gets = (memory / GET_SHARE).clamp(4, http2::STREAMS.into()) as usize;
-    let incoming = door::open(listeners.into(), tls, Room::new(max_connections, gets))?;
-    http2::serve(ReceiverStream::new(incoming), Arc::new(service), shutdown).await;
+    let arrivals = door::open(listeners.into(), tls, Room::new(max_connections, gets))?;
+    let shutdown = shutdown.shared();
+    let local = neighbours.serve(arrivals.neighbours, shutdown.clone());
+    tokio::join!(http2::serve(ReceiverStream::new(arrivals.connections), Arc::new(service), shutdown), local);
     Ok(())
 }
 
@@ -79,7 +85,7 @@ pub async fn serve(
 pub(crate) struct Guarded {
     flight: FlightServiceServer<Flight>,
     store: StorageClient,
-    tokens: Option<Tokens>,
+    tokens: Option<Arc<Tokens>>,
     calls: Calls,
     arrivals: Arrivals,
     answers: Arc<Answers>,

@@ -64,6 +64,15 @@ impl Socket {
         Ok(())
     }
 
+    /// A Unix socket, of no runtime.
+    pub fn into_unix(mut self) -> io::Result<unix::UnixStream> {
+        self.park()?;
+        match self {
+            Socket::Parked(Some(Parked::Unix(stream))) => Ok(stream),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     fn live(&mut self) -> io::Result<&mut Stream> {
         if let Socket::Parked(parked) = self {
             let parked = parked.take().ok_or(io::ErrorKind::NotConnected)?;

@@ -78,6 +78,13 @@ impl Behind {
         self.waiting.lock().get(key.as_str()).filter(|w| w.record.write_id == write_id).map(|w| w.parts.clone())
     }
 
+    /// Puts part number `index` in the place of the one that waits in the write `write_id`, whose bytes are the same; false where none does.
+    pub fn replace(&self, key: &Key, write_id: &str, index: usize, part: &Arc<HotPart>) -> bool {
+        let mut waiting = self.waiting.lock();
+        let parts = waiting.get_mut(key.as_str()).filter(|w| w.record.write_id == write_id).map(|w| &mut w.parts);
+        parts.and_then(|parts| parts.get_mut(index)).map(|present| *present = part.clone()).is_some()
+    }
+
     /// Forgets the waiting record of `key`; with `write_id`, only that one.
     pub fn remove(&self, key: &Key, write_id: Option<&str>) {
         let mut waiting = self.waiting.lock();
@@ -157,6 +164,8 @@ async fn write(inner: &Arc<Inner>, key: &Key) -> Result<(), StoreError> {
     if inner.behind.record(key).is_some_and(|waiting| waiting.write_id == write_id) {
         inner.append(&mut record, Durability::Logged).await?;
         let hot = inner.hot(&inner.namespaces.of(key.namespace()));
+        // Some may have moved since.
+        let parts = inner.behind.parts(key, &write_id).unwrap_or(parts);
         for (index, part) in parts.into_iter().enumerate().filter(|(_, part)| part.len() > 0) {
             hot.insert(&write_id, index, part);
         }

@@ -39,6 +39,9 @@ use crate::{StoreError, upkeep};
 /// Stripes of the key locks: commits of different keys rarely meet.
 const STRIPES: usize = 256;
 
+/// Parts that are moved at once to memory that can be shared.
+const SHARING: usize = 16;
+
 /// Bytes of a disk that puts leave free, or a quarter of a small one.
 const HEADROOM: u64 = 64 << 20;
 
@@ -146,6 +149,8 @@ pub(crate) struct Inner {
     router: RwLock<Router>,
     tiers: RwLock<BTreeMap<String, Arc<Tier>>>,
     locks: Vec<Mutex<()>>,
+    /// Held by whoever moves a part to memory that can be shared.
+    sharing: Vec<Mutex<()>>,
 }
 
 /// A registered backend.
@@ -217,6 +222,7 @@ impl StorageClient {
             tiers: RwLock::default(),
             regions: Pool::new(options.idle_limit),
             locks: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+            sharing: (0..SHARING).map(|_| Mutex::new(())).collect(),
             ledger,
             options,
             seams,
@@ -447,6 +453,11 @@ impl Inner {
     /// Whoever commits a record of `key` holds this.
     pub async fn lock(&self, key: &Key) -> tokio::sync::MutexGuard<'_, ()> {
         self.locks[xxh3_64(key.as_str().as_bytes()) as usize % STRIPES].lock().await
+    }
+
+    /// Whoever moves a part of `write_id` to memory that can be shared holds this.
+    pub async fn sharing(&self, write_id: &str) -> tokio::sync::MutexGuard<'_, ()> {
+        self.sharing[xxh3_64(write_id.as_bytes()) as usize % SHARING].lock().await
     }
 
     /// The latest record of `key`, tombstones and the expired included.

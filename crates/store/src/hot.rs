@@ -7,6 +7,8 @@ use parking_lot::Mutex;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 use sira_backend::Payload;
+use sira_shm::Sealed;
+use sira_tensor::grid::Grid;
 use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_64};
 
 use crate::ledger::{Ledger, Reservation};
@@ -26,6 +28,8 @@ pub struct HotPart {
     /// What is said of the part before its bytes, by whoever serves it.
     announced: OnceLock<bytes::Bytes>,
     _reservation: Reservation,
+    /// What its bytes lie in, where others may map it.
+    region: Option<Arc<Sealed>>,
     /// Counted for its namespace.
     counted: Option<Counted>,
 }
@@ -57,7 +61,18 @@ impl HotPart {
 
     /// As [`HotPart::new`], of pieces whose checksums were taken as they came in.
     pub(crate) fn gathered(payload: Payload, checksums: Vec<u64>, reservation: Reservation) -> HotPart {
-        HotPart { payload, checksums, announced: OnceLock::new(), _reservation: reservation, counted: None }
+        HotPart { payload, checksums, announced: OnceLock::new(), _reservation: reservation, region: None, counted: None }
+    }
+
+    /// A part whose bytes lie in `region`, cut as the slabs of `grid` are.
+    pub fn in_region(region: Arc<Sealed>, grid: &Grid, reservation: Reservation) -> HotPart {
+        let payload = crate::write::slabs(region.clone(), grid);
+        HotPart { region: Some(region), ..HotPart::new(payload, reservation) }
+    }
+
+    /// What its bytes lie in, where others may map it.
+    pub fn region(&self) -> Option<&Arc<Sealed>> {
+        self.region.as_ref()
     }
 
     /// Counts its bytes in `total` while it lives.
@@ -154,6 +169,11 @@ impl HotTier {
     /// Whether a part of `bytes` may be kept at all.
     pub fn takes(&self, bytes: u64) -> bool {
         bytes <= self.limit() / LARGEST_SHARE
+    }
+
+    /// Whether a part of `bytes` that has its memory already may be kept.
+    pub fn welcomes(&self, bytes: u64) -> bool {
+        self.takes(bytes) && self.ledger.used().saturating_sub(self.cache.weight()) <= self.ledger.limit() / 2
     }
 
     /// Memory for `bytes` of a part that is to be kept, if the ledger has it; makes room among colder parts.

@@ -128,6 +128,11 @@ impl Reader {
         self.version
     }
 
+    /// The same, for a reader that keeps the bytes itself: the hot tier keeps none of them.
+    pub(crate) fn once(self) -> Reader {
+        Reader { keep: None, ..self }
+    }
+
     /// The next bytes, row-major; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
         let Some(piece) = self.pieces.try_next().await.map_err(|error| self.place.damaged(error))? else {

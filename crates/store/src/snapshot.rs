@@ -104,17 +104,52 @@ impl Snapshot {
         copy.map_or(&[], |copy| &copy.chunk_shape)
     }
 
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
+    pub(crate) fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_deref()
+    }
+
+    /// The backend of a part.
+    pub(crate) fn home(&self, index: usize) -> Option<&str> {
+        self.record.parts.get(index)?.copies.first().map(|copy| copy.backend.as_str())
+    }
+
+    /// Whether it is still to be written behind.
+    pub(crate) fn waits(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    fn hot(&self) -> Arc<crate::hot::HotTier> {
+        self.namespace.as_deref().map_or_else(|| self.inner.shared.clone(), |namespace| self.inner.hot(namespace))
+    }
+
+    /// Part number `index`, where it lies in memory.
+    pub(crate) fn in_memory(&self, index: usize) -> Option<Arc<HotPart>> {
+        let hot = || self.hot().get(&self.record.write_id, index);
+        let Some(waiting) = &self.waiting else { return hot() };
+        match self.inner.behind.parts(&self.record.key, &self.record.write_id) {
+            Some(parts) => parts.get(index).cloned(),
+            // Written since.
+            None => hot().or_else(|| waiting.get(index).cloned()),
+        }
+    }
+
+    pub(crate) fn place(&self, index: usize) -> Result<Place, StoreError> {
+        if index >= self.record.parts.len() {
+            return Err(StoreError::NotFound(format!("{} has no part {index}", self.record.key)));
+        }
+        let (inner, namespace) = (self.inner.clone(), self.namespace.clone());
+        Ok(Place { inner, namespace, hot: self.hot(), record: self.record.clone(), index })
+    }
+
     /// Reads a box of part number `index`; axes that `slice` does not name are whole.
     pub async fn read(&self, index: usize, slice: &BTreeMap<String, [u64; 2]>) -> Result<Reader, StoreError> {
         let part = self.record.parts.get(index).ok_or_else(|| StoreError::NotFound(format!("{} has no part {index}", self.record.key)))?;
         let wanted = region(&part.spec, slice.iter().map(|(name, range)| (name.as_str(), *range)))?;
-        let hot = self.namespace.as_deref().map_or_else(|| self.inner.shared.clone(), |namespace| self.inner.hot(namespace));
-        let memory = match &self.waiting {
-            Some(parts) => parts.get(index).cloned(),
-            None => hot.get(&self.record.write_id, index),
-        };
-        let place = Place { inner: self.inner.clone(), namespace: self.namespace.clone(), hot, record: self.record.clone(), index };
-        Reader::open(place, self.pin.clone(), memory, wanted).await
+        Reader::open(self.place(index)?, self.pin.clone(), self.in_memory(index), wanted).await
     }
 }
 

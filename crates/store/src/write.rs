@@ -1,5 +1,7 @@
 //! A put in progress: the bytes of its parts come one after another, row-major; the commit writes the record.
 
+mod adopt;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +23,8 @@ use crate::record::{Part, TensorRecord};
 use crate::region::Region;
 use crate::sink::{ChunkSink, durability};
 use crate::{StoreError, upkeep};
+
+pub(crate) use adopt::slabs;
 
 /// Puts of at most this many bytes lie inside their record: one write, one sync.
 pub(crate) const INLINE_BYTES: u64 = 32 << 10;
@@ -62,6 +66,8 @@ pub struct Writer {
     done: Vec<(Part, Option<HotPart>)>,
     working: Reservation,
     all_reserved: bool,
+    /// Memory of the bytes, where they are there already.
+    adopted: Option<Reservation>,
     promise: Option<Promise>,
     committed: bool,
     _leave: Leave,
@@ -119,6 +125,7 @@ impl Writer {
             done: Vec::new(),
             working,
             all_reserved: options.scratch > 0,
+            adopted: None,
             promise: None,
             committed: false,
             _leave: leave,
@@ -137,7 +144,8 @@ impl Writer {
         let weak = self.level == Consistency::Weak && self.home.keeps() > Survives::Nothing && nbytes > 0;
         if let Some(permit) = weak.then(|| inner.behind.budget(nbytes)).flatten() {
             // Without memory to keep it in, it is written at once, which keeps more than was asked.
-            if let Some(memory) = self.memory_of_parts() {
+            let adopted = self.adopted.take().map(|memory| vec![memory]);
+            if let Some(memory) = adopted.or_else(|| self.memory_of_parts()) {
                 self.course = Some(Course::Behind(permit, memory));
                 return Ok(());
             }

@@ -10,6 +10,7 @@ pub mod many;
 pub mod namespace;
 mod options;
 mod request;
+pub mod same_host;
 
 pub use entry::{DeleteAnswer, Entry, ExistsAnswer, ListAnswer, PARTS, PartEntry, PutAnswer};
 pub use error::{Code, WireError};

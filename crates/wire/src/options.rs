@@ -222,6 +222,23 @@ impl PutOptions {
         Ok((command.key.parse()?, options.checked()?))
     }
 
+    /// The JSON of a command that says the same of `key`.
+    pub fn to_command(&self, key: &Key) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(&Command {
+            v: crate::VERSION,
+            key: key.to_string(),
+            shape: self.shape.clone(),
+            dtype: self.dtype.map(|dtype| dtype.name().to_owned()),
+            axes: self.axes.clone(),
+            codec: self.codec.clone(),
+            ttl: self.ttl,
+            consistency: self.consistency.map(|level| level.to_string()),
+            condition: self.condition.map(|condition| condition.to_string()),
+            kv_spec: self.kv_spec.clone(),
+            attributes: self.attributes.clone(),
+        })
+    }
+
     fn checked(self) -> Result<PutOptions, WireError> {
         check_ttl(self.ttl)?;
         self.kv_spec.as_deref().map_or(Ok(()), check_kv_spec)?;
@@ -283,6 +300,7 @@ mod tests {
         let json = br#"{"v":1,"key":"ns/k","shape":[2,3],"dtype":"bfloat16","axes":["token","dim"],"codec":"zstd:3","ttl":60,
             "consistency":"weak","if":"absent","attributes":{"model":"m"}}"#;
         let (key, from_json) = PutOptions::from_command(json).unwrap();
+        assert_eq!(PutOptions::from_command(&options.to_command(&key).unwrap()).unwrap(), (key.clone(), options.clone()));
         assert_eq!((key.as_str(), from_json), ("ns/k", options));
     }
 
