@@ -208,9 +208,9 @@ impl Calls {
     }
 
     /// Begins a call over `guest`, unless there are too many: it is refused at once, since one more that waits would only take more memory.
-    pub fn begin(&self, guest: Arc<Guest>) -> Result<Call, Status> {
+    pub fn begin(&self, guest: Option<Arc<Guest>>) -> Result<Call, Status> {
         match self.free.clone().try_acquire_owned() {
-            Ok(permit) => Ok(Call { _permit: permit, _running: guest.begin(), _memory: Reservation::default() }),
+            Ok(permit) => Ok(Call { _permit: permit, _running: guest.map(Guest::begin), _memory: Reservation::default() }),
             Err(_) => {
                 let message = format!("{} calls are under way, as many as this server takes; try again", self.most);
                 Err(crate::status::refuse(sira_wire::Code::Busy, message))
@@ -222,7 +222,7 @@ impl Calls {
 /// A call under way, until the last byte of its answer is on its way.
 pub(crate) struct Call {
     _permit: OwnedSemaphorePermit,
-    _running: Running,
+    _running: Option<Running>,
     _memory: Reservation,
 }
 

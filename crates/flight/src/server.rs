@@ -111,7 +111,7 @@ impl Guarded {
         let method = path.strip_prefix(SERVICE).ok_or_else(|| Status::unimplemented(format!("{path} is no call of Arrow Flight")))?;
         if STREAMED.contains(&method) {
             let is_put = method == "DoPut";
-            let call = self.calls.begin(guest)?;
+            let call = self.calls.begin(Some(guest))?;
             let response =
                 if is_put { put::handle(self.store.clone(), self.calls.clone(), request).await } else { self.flight(request).await };
             return Ok(self.answers.clone().send(call, response.map(Outgoing::from)));
@@ -121,7 +121,7 @@ impl Guarded {
         let running = guest.clone().begin();
         let (mut head, body) = request.into_parts();
         let (body, memory) = self.arrivals.gather(&self.store, body).await?;
-        let call = self.calls.begin(guest.clone())?.holding(memory);
+        let call = self.calls.begin(Some(guest.clone()))?.holding(memory);
         drop(running);
         let response = if is_get {
             get::handle(&self.store, body, guest).await?
