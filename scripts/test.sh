@@ -12,7 +12,7 @@ step cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts examples benches/compare
 step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts examples benches/compare
 (cd python-client && step ../.venv/bin/mypy --config-file pyproject.toml)
-MYPYPATH=benches step .venv/bin/mypy --config-file python-client/pyproject.toml --package compare
+MYPYPATH=benches:python-client step .venv/bin/mypy --config-file python-client/pyproject.toml --package compare
 step .venv/bin/hadolint docker/Dockerfile
 [ "${1:-}" != check ] || exit 0
 

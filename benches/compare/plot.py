@@ -9,6 +9,7 @@ from compare.measure import binary
 from compare.stats import spread
 
 PANELS = (("put", "warm"), ("get", "fresh"))
+TICKS = (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
 COLOURS = {
     "sira": "#d1495b",
     "sira-rust": "#8d1b3d",
@@ -49,8 +50,11 @@ def draw(document: dict[str, Any], path: Path) -> None:
         axes.set_title(f"{operation}, one client")
         axes.grid(visible=True, alpha=0.25, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
+        low, high = axes.get_ylim()
         sizes = sorted({cell["size"] for cell in document["cells"]})
         axes.set_xticks(sizes, [binary(size) for size in sizes])
+        axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        axes.set_ylim(low, high)
         axes.minorticks_off()
     panels[0].set_ylabel("GB/s")
     handles, labels = panels[-1].get_legend_handles_labels()

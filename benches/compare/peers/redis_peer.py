@@ -23,7 +23,7 @@ class RedisClient(Client):
         self._key = key
 
     def put(self, data: Bytes) -> None:
-        self._redis.set(self._key, data.data)
+        self._redis.set(self._key, data.tobytes())
 
     def get_fresh(self, size: int) -> bytes:
         got = self._redis.get(self._key)

@@ -88,7 +88,7 @@ def test_a_goal_is_met_by_every_part_of_it(rate: float, met: str) -> None:
         cell("arrow", "put", 64 * M, [1.0]),
     )
     goal = judged(found)[0]
-    assert (goal.measured, goal.met) == (f"16 MiB 2.50x, 64 MiB {rate:.2f}x", met)
+    assert (goal.measured, goal.met) == (f"put 16 MiB 2.50x, put 64 MiB {rate:.2f}x", met)
 
 
 def test_what_was_not_measured_is_not_met() -> None:
@@ -97,6 +97,13 @@ def test_what_was_not_measured_is_not_met() -> None:
         assert goal.met == ""
     half = document(cell("sira", "put", 16 * M, [2.5]), cell("arrow", "put", 16 * M, [1.0]))
     assert judged(half)[0].met == "so far"
+
+
+def test_a_goal_names_the_limit_that_no_server_passes() -> None:
+    found = [
+        cell(peer, "put", 16 * M, [rate]) for peer, rate in (("sira", 1.2), ("arrow", 1.0), ("canned", 1.5))
+    ]
+    assert judged(document(*found))[0].measured == "put 16 MiB 1.20x (limit 1.50x)"
 
 
 def test_gets_beside_puts_are_judged_by_their_p99() -> None:
