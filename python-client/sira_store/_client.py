@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 from numpy.typing import NDArray
 from pyarrow import flight
 
-from . import _arrays, _connect, _wire
+from . import _arrays, _connect, _native, _wire
 from ._base import Caches, Deadline, closing
 from ._connect import Pem
 from ._errors import (
@@ -97,10 +97,12 @@ class Client(Lookups, Puts, Gets):
         self._caches = Caches(cache_namespaces)
         self._kv_specs = {}
         Deadline(lookup_deadline)  # refuses what cannot be one
-        self._flight, self._headers = _connect.connect(self.url, token=token, ca=ca, cert=cert, key=key)
+        connection = _connect.connect(self.url, token=token, ca=ca, cert=cert, key=key)
+        self._flight, self._headers, self._native = connection
 
     def close(self) -> None:
         """Ends the connection."""
+        self._native = None
         self._flight.close()
 
     def __enter__(self) -> Client:
@@ -156,6 +158,10 @@ class Client(Lookups, Puts, Gets):
             attributes=attributes,
             kv_spec=kv_spec,
         )
+        if self._native is not None:
+            with _native.translated(self.url):
+                metadata = _native.texts(schema.metadata)
+                return PutResult(*self._native.put(key, metadata, tensor.data, self._timeout))
         with translated(self.url):
             descriptor = flight.FlightDescriptor.for_path(key)
             writer, reader = self._flight.do_put(descriptor, schema, self._options())
@@ -285,6 +291,14 @@ class Client(Lookups, Puts, Gets):
         self, key: str, out: Any, framework: _arrays.Framework, end: Deadline | None = None, **options: Any
     ) -> Any:
         ticket = _wire.ticket(key, **options)
+        if self._native is not None:
+            with _native.translated(self.url):
+                return _native.receive(
+                    self._native,
+                    ticket.ticket,
+                    self._within(end),
+                    lambda dtype, shape: _arrays.incoming(dtype, shape, out, framework),
+                )
         with translated(self.url):
             reader = self._flight.do_get(ticket, self._options(end))
             try:

@@ -11,13 +11,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sira_tensor::TensorSpec;
 use sira_wire::{
-    Code, DeleteAnswer, DeleteRequest, EmptyRequest, Entry, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions, Ticket,
-    VERSION, WireError,
+    Code, DeleteAnswer, DeleteRequest, EmptyRequest, Entry, Key, KeyRequest, ListAnswer, ListRequest, PutAnswer, PutOptions, VERSION,
+    WireError,
 };
 use tokio::io::AsyncRead;
 use tonic::Status;
 
 use crate::connect::{self, Authorized, ConnectOptions};
+use crate::http2::Pool;
 use crate::lookup::Lookups;
 use crate::put::{self, Failure, Pieces};
 use crate::{ClientError, GetOptions, TensorStream, message};
@@ -32,6 +33,8 @@ const MAX_MESSAGE: usize = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(crate) flight: FlightServiceClient<Authorized>,
+    /// Connections for bytes that go straight into memory, or come from there.
+    pub(crate) pool: Pool,
     pub(crate) lookups: Lookups,
 }
 
@@ -54,7 +57,8 @@ impl Client {
 
     /// Connects with a token, with TLS (`grpc+tls://host:port`; `grpcs://` and `https://` mean the same), or both.
     pub async fn connect_with(url: &str, options: ConnectOptions) -> Result<Client, ClientError> {
-        Ok(Client::over(connect::open(url, &options).await?))
+        let channel = connect::open(url, &options).await?;
+        Ok(Client::over(channel, Pool::new(url, &options, None)?))
     }
 
     /// A client that connects with its first call, so that it can be made while the server is absent; calls then fail until it is there.
@@ -77,11 +81,12 @@ impl Client {
 
     /// As [`Client::connect_lazy`], with a token, with TLS, or both.
     pub fn connect_lazy_with(url: &str, options: &ConnectOptions) -> Result<Client, ClientError> {
-        Ok(Client::over(connect::lazy(url, options)?))
+        Ok(Client::over(connect::lazy(url, options)?, Pool::new(url, options, None)?))
     }
 
-    fn over(channel: Authorized) -> Client {
-        Client { flight: FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE), lookups: Lookups::default() }
+    fn over(channel: Authorized, pool: Pool) -> Client {
+        let flight = FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        Client { flight, pool, lookups: Lookups::default() }
     }
 
     /// Puts a tensor whose bytes (row-major, little-endian) are at hand; they are sent without being copied.
@@ -149,15 +154,9 @@ impl Client {
         self.put_pieces(key, spec, Box::pin(pieces), options).await
     }
 
-    async fn put_pieces(&self, key: &str, spec: &TensorSpec, pieces: Pieces, mut options: PutOptions) -> Result<PutAnswer, ClientError> {
+    async fn put_pieces(&self, key: &str, spec: &TensorSpec, pieces: Pieces, options: PutOptions) -> Result<PutAnswer, ClientError> {
         let key: Key = key.parse()?;
-        options.shape = Some(spec.shape().to_vec());
-        options.dtype = Some(spec.dtype());
-        options.axes = (!spec.axes().is_empty()).then(|| spec.axes().to_vec());
-        for (name, value) in spec.attributes() {
-            options.attributes.entry(name.clone()).or_insert_with(|| value.clone());
-        }
-        let first = message::schema(key.as_str(), options.to_metadata());
+        let first = message::schema(key.as_str(), put::describing(options, spec).to_metadata());
         let failure = Failure::default();
         let body = put::body(first, pieces, spec.nbytes(), failure.clone());
         let answered = self.send_put(body).await;
@@ -192,16 +191,7 @@ impl Client {
     /// # }
     /// ```
     pub async fn get(&self, key: &str, options: &GetOptions) -> Result<TensorStream, ClientError> {
-        let key: Key = key.parse()?;
-        let ticket = Ticket {
-            version: options.version,
-            slice: options.slice.clone(),
-            part: options.part.clone(),
-            kv_spec: options.kv_spec.clone(),
-            exact: options.exact,
-            ..Ticket::whole(&key)
-        };
-        let ticket = FlightTicket::new(json(&ticket)?);
+        let ticket = FlightTicket::new(options.ticket(key)?);
         TensorStream::open(self.flight.clone().do_get(ticket).await?.into_inner()).await
     }
 

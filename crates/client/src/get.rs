@@ -7,9 +7,10 @@ use arrow_schema::Schema;
 use bytes::{Bytes, BytesMut};
 use sira_tensor::TensorSpec;
 use sira_tensor::carrier::Column;
-use sira_wire::{Code, WireError, metadata};
+use sira_wire::{Code, Key, Ticket, WireError, metadata};
 use tonic::Streaming;
 
+use crate::client::json;
 use crate::{ClientError, message};
 
 /// What of a tensor to get.
@@ -27,6 +28,21 @@ pub struct GetOptions {
     pub exact: Option<bool>,
 }
 
+impl GetOptions {
+    /// The ticket for it.
+    pub(crate) fn ticket(&self, key: &str) -> Result<Vec<u8>, ClientError> {
+        let key: Key = key.parse()?;
+        json(&Ticket {
+            version: self.version,
+            slice: self.slice.clone(),
+            part: self.part.clone(),
+            kv_spec: self.kv_spec.clone(),
+            exact: self.exact,
+            ..Ticket::whole(&key)
+        })
+    }
+}
+
 /// A tensor on its way: what it is, then its bytes, row-major and little-endian.
 #[derive(Debug)]
 pub struct TensorStream {
@@ -40,12 +56,8 @@ impl TensorStream {
     /// Reads the schema, which comes first.
     pub(crate) async fn open(mut messages: Streaming<FlightData>) -> Result<TensorStream, ClientError> {
         let first = messages.message().await?.ok_or_else(|| ClientError::protocol("a get without a schema"))?;
-        let schema = Schema::try_from(&first).map_err(ClientError::protocol)?;
-        let column = Column::of(&schema)?;
-        if column.permutation.is_some() {
-            return Err(ClientError::protocol("a permuted column"));
-        }
-        Ok(TensorStream { spec: read_spec(&schema)?, column, messages, received: 0 })
+        let (spec, column) = carried(&first)?;
+        Ok(TensorStream { spec, column, messages, received: 0 })
     }
 
     /// Dtype, shape and axes of what comes: of the slice, where one was asked for.
@@ -88,6 +100,16 @@ impl TensorStream {
             whole.extend_from_slice(&piece);
         }
         Ok(whole.freeze())
+    }
+}
+
+/// What the first message says of the tensor, and of the column that carries it.
+pub(crate) fn carried(first: &FlightData) -> Result<(TensorSpec, Column), ClientError> {
+    let schema = Schema::try_from(first).map_err(ClientError::protocol)?;
+    let column = Column::of(&schema)?;
+    match column.permutation {
+        Some(_) => Err(ClientError::protocol("a permuted column")),
+        None => Ok((read_spec(&schema)?, column)),
     }
 }
 

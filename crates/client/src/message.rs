@@ -1,6 +1,7 @@
 //! Arrow IPC messages of the one column that carries a tensor: built without copying its bytes, read with every length checked.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use arrow_flight::{FlightData, FlightDescriptor, SchemaAsIpc};
 use arrow_ipc::writer::IpcWriteOptions;
@@ -41,6 +42,11 @@ pub(crate) fn batch(piece: Bytes) -> FlightData {
 
 /// A batch of the first `rows` bytes of `body`, whose length is a multiple of 8.
 pub(crate) fn padded_batch(body: Bytes, rows: usize) -> FlightData {
+    FlightData::new().with_data_header(batch_header(rows, body.len())).with_data_body(body)
+}
+
+/// The Arrow header of a batch of `rows` bytes, in a body of `len`.
+pub(crate) fn batch_header(rows: usize, len: usize) -> Vec<u8> {
     let rows = rows as i64;
     let mut builder = FlatBufferBuilder::new();
     let nodes = builder.create_vector(&[FieldNode::new(rows, 0)]);
@@ -52,17 +58,22 @@ pub(crate) fn padded_batch(body: Bytes, rows: usize) -> FlightData {
         version: MetadataVersion::V5,
         header_type: MessageHeader::RecordBatch,
         header: Some(header),
-        bodyLength: body.len() as i64,
+        bodyLength: len as i64,
         custom_metadata: None,
     };
     let message = Message::create(&mut builder, &args);
     builder.finish(message, None);
-    FlightData::new().with_data_header(builder.finished_data().to_vec()).with_data_body(body)
+    builder.finished_data().to_vec()
 }
 
 /// The bytes of a batch's rows: a slice of its body.
 pub(crate) fn rows(data: &FlightData, column: &Column) -> Result<Bytes, ClientError> {
-    let message = arrow_ipc::root_as_message(&data.data_header).map_err(ClientError::protocol)?;
+    Ok(data.data_body.slice(row_range(&data.data_header, data.data_body.len(), column)?))
+}
+
+/// Where the bytes of a batch's rows lie in its body of `len` bytes.
+pub(crate) fn row_range(header: &[u8], len: usize, column: &Column) -> Result<Range<usize>, ClientError> {
+    let message = arrow_ipc::root_as_message(header).map_err(ClientError::protocol)?;
     let batch = message.header_as_record_batch().ok_or_else(|| ClientError::protocol("a message that is not a record batch"))?;
     if batch.compression().is_some() {
         return Err(ClientError::protocol("a compressed batch"));
@@ -80,8 +91,8 @@ pub(crate) fn rows(data: &FlightData, column: &Column) -> Result<Bytes, ClientEr
     let end = start.zip(usize::try_from(wanted).ok()).and_then(|(start, wanted)| start.checked_add(wanted));
     let longest = u64::try_from(values.length()).unwrap_or(0);
     match (start, end) {
-        (Some(start), Some(end)) if wanted <= longest && end <= data.data_body.len() => Ok(data.data_body.slice(start..end)),
-        _ => Err(ClientError::protocol(format!("a batch of {wanted} bytes of rows in a body of {}", data.data_body.len()))),
+        (Some(start), Some(end)) if wanted <= longest && end <= len => Ok(start..end),
+        _ => Err(ClientError::protocol(format!("a batch of {wanted} bytes of rows in a body of {len}"))),
     }
 }
 
