@@ -1,6 +1,6 @@
 """Prints the licences of everything that is compiled into the program, each text once, from the sources that
-cargo downloaded. They travel with the program in the wheel and in the image. An argument names another package
-of the workspace.
+cargo downloaded. They travel with the program in the wheel and in the image. An argument names another
+package of the workspace.
 """
 
 from __future__ import annotations

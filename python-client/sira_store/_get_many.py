@@ -288,8 +288,8 @@ class Gets(Namespaces):
         if self._native is not None:
             unread = _native.messages(self._native, ticket, self._within(deadline))
             with _native.translated(self.url), contextlib.closing(unread):
-                for metadata, body in unread:
-                    collector.message(metadata, body)
+                for metadata, coming in unread:
+                    collector.message(metadata, coming)
             collector.end()
             return
         with translated(self.url):

@@ -87,7 +87,9 @@ def texts(metadata: dict[bytes, bytes]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in metadata.items()}
 
 
-def messages(client: sira_native.Client, ticket: bytes, timeout: float | None) -> Generator[tuple[bytes, Body], None, None]:
+def messages(
+    client: sira_native.Client, ticket: bytes, timeout: float | None
+) -> Generator[tuple[bytes, Body], None, None]:
     """The messages of a get of many keys: what each says of its bytes, and where to read them."""
     many = client.get_many(ticket, timeout)
     try:

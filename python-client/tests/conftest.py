@@ -37,7 +37,14 @@ def plain(server: Server) -> Iterator[flight.FlightClient]:
         yield client
 
 
-BOTH_WAYS = ("test_arrays", "test_broken_many", "test_broken_streams", "test_client", "test_deadline", "test_many")
+BOTH_WAYS = (
+    "test_arrays",
+    "test_broken_many",
+    "test_broken_streams",
+    "test_client",
+    "test_deadline",
+    "test_many",
+)
 """Tests of gets and puts, which run over pyarrow and over the extension."""
 
 

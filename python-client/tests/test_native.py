@@ -66,7 +66,7 @@ def test_any_writable_buffer_of_the_size_will_do(sira: sira_store.Client, ns: st
         (bytes(100), "not writable"),
         (np.zeros((100, 2), np.uint8)[:, 0], "not C-contiguous"),
         (np.zeros((20, 10), np.uint8)[::2], "not C-contiguous"),
-        ("text", "buffer"),
+        ("text", "bytes-like"),
     ],
 )
 def test_a_buffer_that_will_not_do(sira: sira_store.Client, ns: str, out: object, error: str) -> None:
@@ -85,7 +85,10 @@ def test_an_out_that_does_not_fit_is_said_as_without_the_extension(sira: sira_st
     read_only = np.zeros_like(array)
     read_only.flags.writeable = False
     for out, error in (
-        (np.zeros((6, 4), np.float32), r"out is float32 of shape \[6, 4\], the tensor is float32 of shape \[4, 6\]"),
+        (
+            np.zeros((6, 4), np.float32),
+            r"out is float32 of shape \[6, 4\], the tensor is .* \[4, 6\]",
+        ),
         (np.zeros((4, 6), np.int32), "out is int32"),
         (read_only, "out is read-only"),
     ):
@@ -109,7 +112,9 @@ def test_many_keys_go_straight_into_out(sira: sira_store.Client, ns: str) -> Non
     out[2] = np.zeros(1, np.uint8)
     found = sira.get_many(list(arrays), out=out, return_errors=True)
     assert isinstance(found[2], sira_store.InvalidError)
-    assert all(np.array_equal(a, b) for i, (a, b) in enumerate(zip(found, arrays.values(), strict=True)) if i != 2)
+    assert all(
+        np.array_equal(a, b) for i, (a, b) in enumerate(zip(found, arrays.values(), strict=True)) if i != 2
+    )
 
 
 class Silent:
@@ -175,9 +180,12 @@ def test_a_signal_breaks_in(ns: str) -> None:
 
 def test_a_server_that_closes_is_unavailable(ns: str) -> None:
     settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-    with Silent(settings, end=True) as server, sira_store.connect(server.url) as client:
-        with pytest.raises(sira_store.UnavailableError, match=f"no answer from {server.url}.*closed"):
-            client.get(f"{ns}/a")
+    with (
+        Silent(settings, end=True) as server,
+        sira_store.connect(server.url) as client,
+        pytest.raises(sira_store.UnavailableError, match=f"no answer from {server.url}.*closed"),
+    ):
+        client.get(f"{ns}/a")
 
 
 @pytest.fixture

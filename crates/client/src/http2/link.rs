@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What bytes come and go through.
@@ -85,10 +84,12 @@ impl Blocking {
 
     fn read(&mut self, into: &mut [u8]) -> Poll<io::Result<usize>> {
         if !self.patience.waits.load(Ordering::Relaxed) {
-            return match recv(&self.socket, into, RecvFlags::DONTWAIT) {
-                Ok((_, count)) => Poll::Ready(Ok(count)),
-                Err(rustix::io::Errno::AGAIN) => Poll::Pending,
-                Err(error) => Poll::Ready(Err(error.into())),
+            self.socket.set_nonblocking(true)?;
+            let read = self.socket.read(into);
+            self.socket.set_nonblocking(false)?;
+            return match read {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                read => Poll::Ready(read),
             };
         }
         loop {
