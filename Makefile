@@ -27,6 +27,10 @@ wheel: ## the server and the Python client as one wheel, in python-client/dist
 	@$(MAKE) --no-print-directory build
 	@scripts/wheel.sh
 
+native: ## the extension of the Python client as a wheel, in python-client/dist
+	@scripts/setup.sh
+	@$(IN) cargo build --release --locked --package sira-native && scripts/native.sh "$$CARGO_TARGET_DIR/release/libsira_native.so"
+
 check: ## format, lints and schemas, without tests
 	@scripts/setup.sh
 	@scripts/test.sh check
@@ -51,4 +55,4 @@ docs: ## the crates' documentation, in the target folder
 schemas: ## the code of schemas/*.fbs, after a change there
 	@scripts/schemas.sh
 
-.PHONY: help demo test build wheel check bench compare fuzz docs schemas
+.PHONY: help demo test build wheel native check bench compare fuzz docs schemas

@@ -1,11 +1,13 @@
 """Prints the licences of everything that is compiled into the program, each text once, from the sources that
-cargo downloaded. They travel with the program in the wheel and in the image.
+cargo downloaded. They travel with the program in the wheel and in the image. An argument names another
+package of the workspace.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -33,11 +35,11 @@ def metadata() -> dict[str, Any]:
     return found
 
 
-def linked(cargo: dict[str, Any]) -> list[dict[str, Any]]:
-    """The packages from outside that the program is made of; not those that only build or test it."""
+def linked(cargo: dict[str, Any], root: str) -> list[dict[str, Any]]:
+    """The packages from outside that `root` is made of; not those that only build or test it."""
     packages = {package["id"]: package for package in cargo["packages"]}
     nodes = {node["id"]: node for node in cargo["resolve"]["nodes"]}
-    todo = [package["id"] for package in cargo["packages"] if package["name"] == "sira"]
+    todo = [package["id"] for package in cargo["packages"] if package["name"] == root]
     seen = set(todo)
     while todo:
         for dependency in nodes[todo.pop()]["deps"]:
@@ -68,10 +70,11 @@ def texts(folder: Path) -> list[Path]:
 def main() -> None:
     """Writes the list, then the texts."""
     users: dict[str, list[str]] = defaultdict(list)
+    root = sys.argv[1] if len(sys.argv) > 1 else "sira"
     print(
-        "The program `sira` contains these packages, each under the licence named here; the texts follow.\n"
+        f"`{root}` contains these packages, each under the licence named here; the texts follow.\n"
     )
-    for package in linked(metadata()):
+    for package in linked(metadata(), root):
         name = f"{package['name']} {package['version']}"
         print(f"{name}: {package['license'] or 'see below'}")
         folder = Path(package["manifest_path"]).parent

@@ -19,6 +19,12 @@ step .venv/bin/hadolint docker/Dockerfile
 step cargo test --quiet --locked --workspace
 RUSTDOCFLAGS='-D warnings' step cargo doc --quiet --locked --workspace --no-deps
 step make --no-print-directory build
+# As the tests of Rust were built, so that little is compiled for it.
+step cargo build --quiet --locked --workspace --lib
+native=$(mktemp -d)
+trap 'rm -rf "$native"' EXIT
+step scripts/native.sh "$CARGO_TARGET_DIR/debug/libsira_native.so" "$native"
+step .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$native"/sira_native-*.whl
 SIRA_BIN=$PWD/bin/sira step .venv/bin/pytest --quiet python-client/tests
 step cargo build --quiet --locked --package sira-benches --bin wirebench
 SIRA_BIN=$PWD/bin/sira WIREBENCH=$CARGO_TARGET_DIR/debug/wirebench step .venv/bin/pytest --quiet --config-file python-client/pyproject.toml benches/compare/tests

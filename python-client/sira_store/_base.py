@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyarrow import flight
 
 from . import _wire
 from ._errors import InvalidError, by_code, has_code, translated
+
+if TYPE_CHECKING:
+    import sira_native
 
 
 class Deadline:
@@ -69,13 +72,17 @@ class Base:
 
     url: str
     _flight: flight.FlightClient
+    _native: sira_native.Client | None
     _headers: list[tuple[bytes, bytes]]
     _timeout: float | None
     _caches: Caches
 
+    def _within(self, deadline: Deadline | None = None) -> float | None:
+        """Seconds that a request may take that begins now."""
+        return self._timeout if deadline is None else deadline.within(self._timeout)
+
     def _options(self, deadline: Deadline | None = None) -> flight.FlightCallOptions:
-        timeout = self._timeout if deadline is None else deadline.within(self._timeout)
-        return flight.FlightCallOptions(timeout=timeout, headers=self._headers)
+        return flight.FlightCallOptions(timeout=self._within(deadline), headers=self._headers)
 
     def _action(self, name: str, deadline: Deadline | None = None, /, **body: Any) -> dict[str, Any]:
         return self._act(name, _wire.dumps({"v": 1, **body}), deadline)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from pyarrow import flight
 
-from . import _arrays, _connect, _streams, _wire
+from . import _arrays, _connect, _native, _streams, _wire
 from ._base import Caches, Deadline, closing
 from ._connect import Pem
 from ._dtypes import numpy_dtype
@@ -103,11 +103,11 @@ class Client(Lookups, Puts, Gets, SameHost):
         self._kv_specs = {}
         Deadline(lookup_deadline)  # refuses what cannot be one
 
-        def connect() -> tuple[flight.FlightClient, list[tuple[bytes, bytes]], str | None]:
+        def connect() -> _connect.Connection:
             return _connect.connect(self.url, token=token, ca=ca, cert=cert, key=key)
 
-        self._flight, self._headers, said = connect()
-        self._connections = _streams.Connections(self._flight, lambda: connect()[0])
+        self._flight, self._headers, said, self._native = connect()
+        self._connections = _streams.Connections(self._flight, lambda: connect().flight)
         path = _connect.socket_path(self.url)
         self._lines = None if path is None else Lines(path, said, timeout)
 
@@ -115,6 +115,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         """Ends the connection. Arrays that `map` returned stay as they are."""
         if self._lines is not None:
             self._lines.close()
+        self._native = None
         self._connections.close()
 
     def __enter__(self) -> Client:
@@ -170,6 +171,10 @@ class Client(Lookups, Puts, Gets, SameHost):
             attributes=attributes,
             kv_spec=kv_spec,
         )
+        if self._native is not None:
+            with _native.translated(self.url):
+                metadata = _native.texts(schema.metadata)
+                return PutResult(*self._native.put(key, metadata, tensor.data, self._timeout))
         with translated(self.url):
             descriptor = flight.FlightDescriptor.for_path(key)
             writer, reader = self._flight.do_put(descriptor, schema, self._options())
@@ -313,6 +318,14 @@ class Client(Lookups, Puts, Gets, SameHost):
             if copied is not None:
                 return copied
         ticket = _wire.ticket(key, **options)
+        if self._native is not None:
+            with _native.translated(self.url):
+                return _native.receive(
+                    self._native,
+                    ticket.ticket,
+                    self._within(end),
+                    lambda dtype, shape: _arrays.incoming(dtype, shape, out, framework),
+                )
         with translated(self.url):
             reader = self._flight.do_get(ticket, self._options(end))
             try:

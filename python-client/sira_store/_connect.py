@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import pyarrow as pa
 from pyarrow import flight
 
+from . import _native
 from ._errors import InvalidError
+
+if TYPE_CHECKING:
+    import sira_native
 
 Pem: TypeAlias = "str | os.PathLike[str] | bytes"
 """The path of a PEM file, or what is in it."""
@@ -30,6 +34,17 @@ _LOCALHOST = ("grpc.default_authority", "localhost")
 _RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
 
 
+class Connection(NamedTuple):
+    """What a client's calls go through."""
+
+    flight: flight.FlightClient
+    headers: list[tuple[bytes, bytes]]
+    """What each of its calls needs."""
+    token: str | None
+    native: sira_native.Client | None
+    """The extension's client, where it is installed."""
+
+
 def connect(
     url: str,
     *,
@@ -37,9 +52,8 @@ def connect(
     ca: Pem | None,
     cert: Pem | None,
     key: Pem | None,
-) -> tuple[flight.FlightClient, list[tuple[bytes, bytes]], str | None]:
-    """A Flight client, the headers that each of its calls needs, and the token. What is None comes from the
-    environment."""
+) -> Connection:
+    """The connection to a server. What is None comes from the environment."""
     token = token or _token_of_environment()
     if isinstance(token, bytes):
         token = token.decode("latin-1")
@@ -65,7 +79,8 @@ def connect(
         raise _invalid(
             f"{url!r} is not grpc://host:port, grpc+tls://host:port or grpc+unix:///path: {error}"
         ) from error
-    return client, headers, token
+    pems = (files.get(name) for name in ("tls_root_certs", "cert_chain", "private_key"))
+    return Connection(client, headers, token, _native.client(url, token, *pems))
 
 
 def socket_path(url: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pyarrow import flight
 
-from . import _arrays, _wire
+from . import _arrays, _native, _wire
 from ._base import Deadline, listed, namespace_of
 from ._dtypes import Bytes, nbytes
 from ._errors import (
@@ -64,10 +65,10 @@ class Collector:
         self._part: _Part | None = None
         self._void: SiraError | None = None
 
-    def message(self, metadata: Any, body: Bytes) -> None:
-        """One message: what its metadata says, and its bytes."""
+    def message(self, metadata: bytes | None, body: Bytes | _native.Body) -> None:
+        """One message: what its metadata says, and its bytes or where to read them."""
         try:
-            segments = json.loads(metadata.to_pybytes())["segments"]
+            segments = json.loads(metadata or b"")["segments"]
             for segment in segments:
                 self._segment(segment, body)
         except SiraError:
@@ -82,7 +83,7 @@ class Collector:
         """The stream has ended, which it may when all keys are through."""
         self._next(len(self._keys))
 
-    def _segment(self, segment: Mapping[str, Any], body: Bytes) -> None:
+    def _segment(self, segment: Mapping[str, Any], body: Bytes | _native.Body) -> None:
         index = segment["index"]
         if index != len(self.results):
             self._next(index)
@@ -153,7 +154,7 @@ class Collector:
             )
         return out
 
-    def _take(self, segment: Mapping[str, Any], body: Bytes) -> None:
+    def _take(self, segment: Mapping[str, Any], body: Bytes | _native.Body) -> None:
         offset, size = segment.get("offset", 0), segment.get("bytes", 0)
         if not 0 <= offset <= offset + size <= body.size:
             raise ValueError(f"a segment of bytes {offset} to {offset + size} in a message of {body.size}")
@@ -161,7 +162,10 @@ class Collector:
             return
         if self._part is None:
             raise ValueError("bytes of no part")
-        self._part.bytes.add(body[offset : offset + size])
+        if isinstance(body, _native.Body):
+            body.read_into(offset, self._part.bytes.room(size))
+        else:
+            self._part.bytes.add(body[offset : offset + size])
         if self._part.bytes.filled == self._part.bytes.size:
             self._there[self._part.name] = self._part.target.finish(self._part.bytes.finish())
             self._part = None
@@ -281,6 +285,13 @@ class Gets(Namespaces):
         return deadline.given and self._caches.have({namespace_of(key) for key in keys})
 
     def _collect(self, ticket: bytes, collector: Collector, deadline: Deadline) -> None:
+        if self._native is not None:
+            unread = _native.messages(self._native, ticket, self._within(deadline))
+            with _native.translated(self.url), contextlib.closing(unread):
+                for metadata, coming in unread:
+                    collector.message(metadata, coming)
+            collector.end()
+            return
         with translated(self.url):
             reader = self._flight.do_get(flight.Ticket(ticket), self._options(deadline))
             try:
@@ -294,7 +305,8 @@ class Gets(Namespaces):
                         break
                     empty = chunk.data is None
                     body = np.empty(0, np.uint8) if empty else _wire.column_bytes(chunk.data)
-                    collector.message(chunk.app_metadata, body)
+                    said = chunk.app_metadata
+                    collector.message(None if said is None else said.to_pybytes(), body)
                 collector.end()
             except BaseException:
                 reader.cancel()  # or the server would go on sending what nobody reads

@@ -253,6 +253,16 @@ class Gathering:
             self._buffer[self.filled : filled] = data
         self.filled = filled
 
+    def room(self, size: int) -> Bytes:
+        """Where the next bytes go, for whoever writes them there."""
+        start, filled = self.filled, self.filled + size
+        if filled > self.size:
+            raise incomplete(f"the stream went on after the tensor's {self.size} bytes")
+        if self._buffer is None:
+            self._buffer = np.empty(self.size, np.uint8)
+        self.filled = filled
+        return self._buffer[start:filled]
+
     def finish(self) -> Bytes:
         """All of them."""
         if self.filled != self.size:

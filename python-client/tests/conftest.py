@@ -11,6 +11,7 @@ from pyarrow import flight
 
 import sira_store
 from server import Server, program
+from sira_store import _native
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,34 @@ def plain(server: Server) -> Iterator[flight.FlightClient]:
     """A plain Flight client, as a user without sira_store has it."""
     with flight.FlightClient(server.url) as client:
         yield client
+
+
+BOTH_WAYS = (
+    "test_arrays",
+    "test_broken_many",
+    "test_broken_streams",
+    "test_client",
+    "test_deadline",
+    "test_many",
+)
+"""Tests of gets and puts, which run over pyarrow and over the extension."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__ in BOTH_WAYS:
+        metafunc.parametrize("way", ["pyarrow", "native"], indirect=True, scope="module")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What clients made by a test send and receive with; pyarrow where the test does not say."""
+    way: str = getattr(request, "param", "pyarrow")
+    if way == "native" and _native.module is None:
+        pytest.skip("the extension is not installed: make native, then pip install its wheel")
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "pyarrow":
+            patch.setattr(_native, "module", None)
+        yield way
 
 
 @pytest.fixture

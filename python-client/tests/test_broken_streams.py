@@ -45,7 +45,7 @@ class Liar(flight.FlightServerBase):
 
 
 @pytest.fixture(scope="module")
-def liar() -> Iterator[sira_store.Client]:
+def liar(way: str) -> Iterator[sira_store.Client]:
     with Liar("grpc://127.0.0.1:0") as server, sira_store.connect(f"127.0.0.1:{server.port}") as client:
         yield client
 

@@ -20,6 +20,7 @@ use tonic::Status;
 
 use crate::connect::{self, Authorized, ConnectOptions};
 use crate::get_parallel::Connections;
+use crate::http2::Pool;
 use crate::line::Lines;
 use crate::lookup::Lookups;
 use crate::put::{self, Failure, Pieces};
@@ -37,6 +38,8 @@ pub struct Client {
     pub(crate) flight: FlightServiceClient<Authorized>,
     /// More of them, for gets in several streams.
     pub(crate) connections: Connections,
+    /// Connections for bytes that go straight into memory, or come from there.
+    pub(crate) pool: Pool,
     pub(crate) lookups: Lookups,
     /// Where the server is on the same machine, and passes memory.
     pub(crate) lines: Option<Arc<Lines>>,
@@ -63,7 +66,7 @@ impl Client {
     /// Connects with a token, with TLS (`grpc+tls://host:port`; `grpcs://` and `https://` mean the same), or both.
     pub async fn connect_with(url: &str, options: ConnectOptions) -> Result<Client, ClientError> {
         let channel = connect::open(url, &options).await?;
-        Ok(Client::over(channel, Connections::new(url, &options), connect::lines(url, &options)))
+        Client::over(channel, url, &options)
     }
 
     /// A client that connects with its first call, so that it can be made while the server is absent; calls then fail until it is there.
@@ -86,11 +89,17 @@ impl Client {
 
     /// As [`Client::connect_lazy`], with a token, with TLS, or both.
     pub fn connect_lazy_with(url: &str, options: &ConnectOptions) -> Result<Client, ClientError> {
-        Ok(Client::over(connect::lazy(url, options)?, Connections::new(url, options), connect::lines(url, options)))
+        Client::over(connect::lazy(url, options)?, url, options)
     }
 
-    fn over(channel: Authorized, connections: Connections, lines: Option<Lines>) -> Client {
-        Client { flight: flight(channel), connections, lookups: Lookups::default(), lines: lines.map(Arc::new) }
+    fn over(channel: Authorized, url: &str, options: &ConnectOptions) -> Result<Client, ClientError> {
+        Ok(Client {
+            flight: flight(channel),
+            connections: Connections::new(url, options),
+            pool: Pool::new(url, options, None)?,
+            lookups: Lookups::default(),
+            lines: connect::lines(url, options).map(Arc::new),
+        })
     }
 
     /// Puts a tensor whose bytes (row-major, little-endian) are at hand; they are sent without being copied.
@@ -158,15 +167,9 @@ impl Client {
         self.put_pieces(key, spec, Box::pin(pieces), options).await
     }
 
-    async fn put_pieces(&self, key: &str, spec: &TensorSpec, pieces: Pieces, mut options: PutOptions) -> Result<PutAnswer, ClientError> {
+    async fn put_pieces(&self, key: &str, spec: &TensorSpec, pieces: Pieces, options: PutOptions) -> Result<PutAnswer, ClientError> {
         let key: Key = key.parse()?;
-        options.shape = Some(spec.shape().to_vec());
-        options.dtype = Some(spec.dtype());
-        options.axes = (!spec.axes().is_empty()).then(|| spec.axes().to_vec());
-        for (name, value) in spec.attributes() {
-            options.attributes.entry(name.clone()).or_insert_with(|| value.clone());
-        }
-        let first = message::schema(key.as_str(), options.to_metadata());
+        let first = message::schema(key.as_str(), put::describing(options, spec).to_metadata());
         let failure = Failure::default();
         let body = put::body(first, pieces, spec.nbytes(), failure.clone());
         let answered = self.send_put(body).await;

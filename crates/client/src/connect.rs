@@ -10,8 +10,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Status};
 
-use crate::ClientError;
 use crate::line::Lines;
+use crate::{ClientError, http2};
 
 /// How to connect, beyond the URL. The default is what a server on the same machine needs: nothing.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
 impl Bearer {
     fn new(token: Option<&str>) -> Result<Bearer, ClientError> {
         let value = |token: &str| {
-            let value = format!("Bearer {token}").parse::<MetadataValue<Ascii>>();
+            let value = bearer(token).parse::<MetadataValue<Ascii>>();
             let mut value =
                 value.map_err(|_| ClientError::BadCredentials("a token is made of letters, digits and signs of ASCII".into()))?;
             value.set_sensitive(true);
@@ -56,6 +56,16 @@ impl Bearer {
         };
         token.map(value).transpose().map(Bearer)
     }
+}
+
+fn bearer(token: &str) -> String {
+    format!("Bearer {token}")
+}
+
+/// The value of the `authorization` header, where the options have a token.
+pub(crate) fn authorization(options: &ConnectOptions) -> Result<Option<String>, ClientError> {
+    Bearer::new(options.token.as_deref())?;
+    Ok(options.token.as_deref().map(bearer))
 }
 
 impl Interceptor for Bearer {
@@ -89,7 +99,8 @@ pub(crate) fn lines(url: &str, options: &ConnectOptions) -> Option<Lines> {
     Some(Lines::new(path.into(), options.token.clone()))
 }
 
-fn socket_path(url: &str) -> Option<&str> {
+/// The path of a Unix socket, where the URL is of one.
+pub(crate) fn socket_path(url: &str) -> Option<&str> {
     let (scheme, path) = url.split_once("://")?;
     (matches!(scheme, "grpc+unix" | "unix") && path.starts_with('/')).then_some(path)
 }
@@ -102,8 +113,9 @@ fn endpoint(url: &str, options: &ConnectOptions) -> Result<(Endpoint, Bearer), C
         .connect_timeout(Duration::from_secs(10))
         .tcp_nodelay(true)
         // Room for a few messages on the way, where HTTP/2's own 64 KiB would wait for each round trip.
-        .initial_stream_window_size(8 << 20)
-        .initial_connection_window_size(16 << 20);
+        .initial_stream_window_size(http2::SHARED_WINDOW)
+        .initial_connection_window_size(2 * http2::SHARED_WINDOW)
+        .max_frame_size(http2::FRAME);
     let bearer = Bearer::new(options.token.as_deref())?;
     let tls = tls(options)?;
     if secure {
@@ -132,6 +144,13 @@ fn tls(options: &ConnectOptions) -> Result<ClientTlsConfig, ClientError> {
         (Some(cert), Some(key)) => Ok(tls.identity(Identity::from_pem(cert, key))),
         _ => Err(ClientError::BadCredentials("a certificate and its key go together; one of them is missing".into())),
     }
+}
+
+/// `host:port` of a URL, and whether it means TLS.
+pub(crate) fn authority(url: &str) -> Result<(String, bool), ClientError> {
+    let (http, secure) = http_url(url)?;
+    let (_, authority) = http.split_once("://").unwrap_or_default();
+    Ok((authority.to_owned(), secure))
 }
 
 /// The URL as the HTTP/2 layer takes it, and whether it means TLS.

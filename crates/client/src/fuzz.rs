@@ -18,6 +18,6 @@ pub fn tensor(schema: &[u8], batch: Vec<u8>, body: Bytes) -> Result<Bytes, Clien
 /// Reads what a server says of `keys` keys in one message; gives how many events came of it.
 pub fn segments(keys: usize, metadata: &[u8], body: &Bytes) -> Result<usize, ClientError> {
     let mut events = VecDeque::new();
-    Segments::new(keys, None).read(metadata, body, &mut events)?;
+    Segments::new(keys, None).read(metadata, body.len(), |range| body.slice(range), &mut events)?;
     Ok(events.len())
 }

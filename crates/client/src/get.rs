@@ -55,12 +55,8 @@ impl TensorStream {
     /// Reads the schema, which comes first.
     pub(crate) async fn open(mut messages: Streaming<FlightData>) -> Result<TensorStream, ClientError> {
         let first = messages.message().await?.ok_or_else(|| ClientError::protocol("a get without a schema"))?;
-        let schema = sira_wire::ipc::read_first(&first.data_header).map_err(ClientError::protocol)?;
-        let column = Column::of(&schema)?;
-        if column.permutation.is_some() {
-            return Err(ClientError::protocol("a permuted column"));
-        }
-        Ok(TensorStream { spec: read_spec(&schema)?, column, messages, received: 0 })
+        let (spec, column) = carried(&first)?;
+        Ok(TensorStream { spec, column, messages, received: 0 })
     }
 
     /// Dtype, shape and axes of what comes: of the slice, where one was asked for.
@@ -103,6 +99,16 @@ impl TensorStream {
             whole.extend_from_slice(&piece);
         }
         Ok(whole.freeze())
+    }
+}
+
+/// What the first message says of the tensor, and of the column that carries it.
+pub(crate) fn carried(first: &FlightData) -> Result<(TensorSpec, Column), ClientError> {
+    let schema = sira_wire::ipc::read_first(&first.data_header).map_err(ClientError::protocol)?;
+    let column = Column::of(&schema)?;
+    match column.permutation {
+        Some(_) => Err(ClientError::protocol("a permuted column")),
+        None => Ok((read_spec(&schema)?, column)),
     }
 }
 

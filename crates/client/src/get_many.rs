@@ -102,18 +102,82 @@ impl Client {
         keys: impl IntoIterator<Item = impl AsRef<str>>,
         options: &GetManyOptions,
     ) -> Result<ManyStream, ClientError> {
-        let keys: Vec<String> = batches::keys(keys)?.iter().map(Key::to_string).collect();
-        if keys.len() > MAX_KEYS {
-            return Err(WireError::new(Code::BadRequest, format!("{} keys; one request takes at most {MAX_KEYS}", keys.len())).into());
-        }
-        let count = keys.len();
-        let (parts, kv_spec) = (options.parts.clone(), options.kv_spec.clone());
-        let ticket = ManyTicket { parts: parts.clone(), kv_spec, exact: options.exact, ..ManyTicket::of(keys) };
-        let messages = match count {
-            0 => None,
-            _ => Some(self.flight.clone().do_get(Ticket::new(json(&ticket)?)).await?.into_inner()),
+        let (count, ticket) = ticket(keys, options)?;
+        let messages = match ticket {
+            None => None,
+            Some(ticket) => Some(self.flight.clone().do_get(Ticket::new(ticket)).await?.into_inner()),
         };
-        Ok(ManyStream { messages, column: None, segments: Segments::new(count, parts), keys: count, ready: VecDeque::new() })
+        let segments = Segments::new(count, options.parts.clone());
+        Ok(ManyStream { messages, column: None, segments, keys: count, ready: VecDeque::new() })
+    }
+}
+
+/// How many keys these are, and the ticket for them; for none there is none.
+pub(crate) fn ticket(
+    keys: impl IntoIterator<Item = impl AsRef<str>>,
+    options: &GetManyOptions,
+) -> Result<(usize, Option<Vec<u8>>), ClientError> {
+    let keys: Vec<String> = batches::keys(keys)?.iter().map(Key::to_string).collect();
+    let count = keys.len();
+    if count > MAX_KEYS {
+        return Err(WireError::new(Code::BadRequest, format!("{count} keys; one request takes at most {MAX_KEYS}")).into());
+    }
+    let GetManyOptions { parts, kv_spec, exact } = options.clone();
+    let ticket = json(&ManyTicket { parts, kv_spec, exact, ..ManyTicket::of(keys) })?;
+    Ok((count, (count > 0).then_some(ticket)))
+}
+
+/// The column of a stream of many keys, which its first message describes.
+pub(crate) fn column(first: &FlightData) -> Result<Column, ClientError> {
+    let column = Column::of(&sira_wire::ipc::read_first(&first.data_header).map_err(ClientError::protocol)?)?;
+    match column.row_bytes() {
+        1 => Ok(column),
+        _ => Err(ClientError::protocol("many keys in a column that is not one of bytes")),
+    }
+}
+
+/// One buffer a key.
+pub(crate) fn check_buffers(buffers: usize, keys: usize) -> Result<(), WireError> {
+    match buffers == keys {
+        true => Ok(()),
+        false => Err(WireError::new(Code::BadRequest, format!("{buffers} buffers for {keys} keys"))),
+    }
+}
+
+/// Buffers being filled, key by key.
+#[derive(Default)]
+pub(crate) struct Filling {
+    /// What came of the keys that are through.
+    pub results: Vec<Result<FilledKey, WireError>>,
+    key: FilledKey,
+    filled: usize,
+}
+
+impl Filling {
+    /// Where the next bytes of the key go; past its buffer's end nothing is written, and the count says so when the key ends.
+    pub fn room<'a>(&mut self, buffer: &'a mut [u8], bytes: usize) -> Option<&'a mut [u8]> {
+        let start = self.filled;
+        self.filled += bytes;
+        buffer.get_mut(start..self.filled)
+    }
+
+    /// Notes what came; of bytes, [`Filling::room`] has done so.
+    pub fn event<B>(&mut self, event: ManyEvent<B>, mut len: impl FnMut(usize) -> usize) {
+        match event {
+            ManyEvent::Key { version, kv_spec, .. } => {
+                (self.key, self.filled) = (FilledKey { version, kv_spec, parts: Vec::new() }, 0);
+            }
+            ManyEvent::Part { name, spec, .. } => self.key.parts.push((name, spec)),
+            ManyEvent::Data { .. } => {}
+            ManyEvent::End { index } => {
+                let (filled, room) = (self.filled, len(index));
+                self.results.push(match filled == room {
+                    true => Ok(std::mem::take(&mut self.key)),
+                    false => Err(WireError::new(Code::BadTensor, format!("key {index} has {filled} bytes, its buffer {room}"))),
+                });
+            }
+            ManyEvent::Failed { error, .. } => self.results.push(Err(error)),
+        }
     }
 }
 
@@ -159,16 +223,12 @@ impl ManyStream {
 
     fn read(&mut self, data: &FlightData) -> Result<(), ClientError> {
         let Some(column) = &self.column else {
-            let column = Column::of(&sira_wire::ipc::read_first(&data.data_header).map_err(ClientError::protocol)?)?;
-            if column.row_bytes() != 1 {
-                return Err(ClientError::protocol("many keys in a column that is not one of bytes"));
-            }
-            self.column = Some(column);
+            self.column = Some(column(data)?);
             return Ok(());
         };
         // A message without rows may have no batch either.
         let body = if data.data_header.is_empty() { Bytes::new() } else { message::rows(data, column)? };
-        self.segments.read(&data.app_metadata, &body, &mut self.ready)
+        self.segments.read(&data.app_metadata, body.len(), |range| body.slice(range), &mut self.ready)
     }
 
     /// All keys, one result each in the order of the request, without a copy of their bytes.
@@ -220,32 +280,16 @@ impl ManyStream {
     /// # }
     /// ```
     pub async fn read_into(mut self, buffers: &mut [impl AsMut<[u8]>]) -> Result<Vec<Result<FilledKey, WireError>>, ClientError> {
-        if buffers.len() != self.keys {
-            return Err(WireError::new(Code::BadRequest, format!("{} buffers for {} keys", buffers.len(), self.keys)).into());
-        }
-        let mut results = Vec::new();
-        let (mut key, mut filled) = (FilledKey::default(), 0);
+        check_buffers(buffers.len(), self.keys)?;
+        let mut filling = Filling::default();
         while let Some(event) = self.next().await? {
-            match event {
-                ManyEvent::Key { version, kv_spec, .. } => (key, filled) = (FilledKey { version, kv_spec, parts: Vec::new() }, 0),
-                ManyEvent::Part { name, spec, .. } => key.parts.push((name, spec)),
-                ManyEvent::Data { index, bytes } => {
-                    // Past its end nothing is written; the count says so when the key ends.
-                    if let Some(room) = buffers[index].as_mut().get_mut(filled..filled + bytes.len()) {
-                        room.copy_from_slice(&bytes);
-                    }
-                    filled += bytes.len();
-                }
-                ManyEvent::End { index } => {
-                    let room = buffers[index].as_mut().len();
-                    results.push(match filled == room {
-                        true => Ok(std::mem::take(&mut key)),
-                        false => Err(WireError::new(Code::BadTensor, format!("key {index} has {filled} bytes, its buffer {room}"))),
-                    });
-                }
-                ManyEvent::Failed { error, .. } => results.push(Err(error)),
+            if let ManyEvent::Data { index, bytes } = &event
+                && let Some(room) = filling.room(buffers[*index].as_mut(), bytes.len())
+            {
+                room.copy_from_slice(bytes);
             }
+            filling.event(event, |index| buffers[index].as_mut().len());
         }
-        Ok(results)
+        Ok(filling.results)
     }
 }

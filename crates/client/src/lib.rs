@@ -27,6 +27,9 @@
 //! | get a large tensor over several connections | [`Client::get_parallel`], [`Client::get_parallel_into`] |
 //! | share memory with a server of the same machine | [`Client::map`]: a [`Mapped`] tensor; [`Client::create`]: a [`Created`] one |
 //! | get many keys, or all parts | [`Client::get_many`]: a [`ManyStream`], as [events](ManyStream::next), as [keys](ManyStream::collect) or [into buffers](ManyStream::read_into) |
+//! | get into memory that is there already | [`Client::get_into`], [`Client::get_many_into`]: from the socket to where it belongs |
+//! | put from memory that stays the caller's | [`Client::put_from`] |
+//! | the same without a runtime | [`blocking::Client`] |
 //! | look up | [`Client::exists`], [`Client::exists_with`], [`Client::exists_many`], within a [`Deadline`] |
 //! | describe | [`Client::info`]; [`Client::list`] a page, [`Client::list_all`] as a stream |
 //! | delete | [`Client::delete`], [`Client::delete_many`], [`Client::delete_prefix`], [`Client::delete_prefix_page`] |
@@ -49,18 +52,22 @@
 
 mod admin;
 mod batches;
+pub mod blocking;
 mod client;
 mod connect;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod get;
+mod get_into;
 mod get_many;
 mod get_parallel;
+mod http2;
 mod line;
 mod lookup;
 mod message;
 mod put;
+mod put_from;
 mod put_many;
 mod put_messages;
 mod put_parts;

@@ -1,6 +1,7 @@
 //! Arrow IPC messages of the one column that carries a tensor: built without copying its bytes, read with every length checked.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use arrow_flight::{FlightData, FlightDescriptor, SchemaAsIpc};
 use arrow_ipc::writer::IpcWriteOptions;
@@ -42,6 +43,11 @@ pub(crate) fn batch(piece: Bytes) -> FlightData {
 
 /// A batch of the first `rows` bytes of `body`, whose length is a multiple of 8.
 pub(crate) fn padded_batch(body: Bytes, rows: usize) -> FlightData {
+    FlightData::new().with_data_header(batch_header(rows, body.len())).with_data_body(body)
+}
+
+/// The Arrow header of a batch of `rows` bytes, in a body of `len`.
+pub(crate) fn batch_header(rows: usize, len: usize) -> Vec<u8> {
     let rows = rows as i64;
     let mut builder = FlatBufferBuilder::new();
     let nodes = builder.create_vector(&[FieldNode::new(rows, 0)]);
@@ -53,22 +59,27 @@ pub(crate) fn padded_batch(body: Bytes, rows: usize) -> FlightData {
         version: MetadataVersion::V5,
         header_type: MessageHeader::RecordBatch,
         header: Some(header),
-        bodyLength: body.len() as i64,
+        bodyLength: len as i64,
         custom_metadata: None,
     };
     let message = Message::create(&mut builder, &args);
     builder.finish(message, None);
-    FlightData::new().with_data_header(builder.finished_data().to_vec()).with_data_body(body)
+    builder.finished_data().to_vec()
 }
 
 /// The bytes of a batch's rows: a slice of its body.
 pub(crate) fn rows(data: &FlightData, column: &Column) -> Result<Bytes, ClientError> {
-    let Announced::Batch(batch) = ipc::read(&data.data_header).map_err(ClientError::protocol)? else {
+    Ok(data.data_body.slice(row_range(&data.data_header, data.data_body.len(), column)?))
+}
+
+/// Where the bytes of a batch's rows lie in its body of `len` bytes.
+pub(crate) fn row_range(header: &[u8], len: usize, column: &Column) -> Result<Range<usize>, ClientError> {
+    let Announced::Batch(batch) = ipc::read(header).map_err(ClientError::protocol)? else {
         return Err(ClientError::protocol("a message that is not a record batch"));
     };
-    let (start, len) = batch.check(column, data.data_body.len() as u64).map_err(ClientError::protocol)?;
+    let (start, bytes) = batch.check(column, len as u64).map_err(ClientError::protocol)?;
     // Within the body, so neither is more than a usize.
-    Ok(data.data_body.slice(start as usize..(start + len) as usize))
+    Ok(start as usize..(start + bytes) as usize)
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use arrow_flight::FlightData;
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
+use sira_tensor::TensorSpec;
+use sira_wire::PutOptions;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::message;
@@ -34,6 +36,17 @@ pub fn read_pieces(source: impl AsyncRead + Send + 'static) -> impl Stream<Item 
         }
         Ok((!piece.is_empty()).then(|| (piece.freeze(), source)))
     })
+}
+
+/// The options of a put of this tensor.
+pub(crate) fn describing(mut options: PutOptions, spec: &TensorSpec) -> PutOptions {
+    options.shape = Some(spec.shape().to_vec());
+    options.dtype = Some(spec.dtype());
+    options.axes = (!spec.axes().is_empty()).then(|| spec.axes().to_vec());
+    for (name, value) in spec.attributes() {
+        options.attributes.entry(name.clone()).or_insert_with(|| value.clone());
+    }
+    options
 }
 
 struct Body {

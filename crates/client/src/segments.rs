@@ -1,6 +1,7 @@
 //! What comes of many keys: segments in, events out. Everything a server says is held against what was asked for and what has come.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use bytes::Bytes;
 use sira_tensor::{TensorSpec, kv};
@@ -10,14 +11,14 @@ use sira_wire::many::{GetMessage, MAX_PARTS, PartHeader, Segment};
 use crate::ClientError;
 use crate::client::parse;
 use crate::error::refusal;
-
-/// Bytes of JSON in a message, at most. Parsed segments take several times as much.
-const MAX_METADATA: usize = 16 << 20;
+use crate::http2::MAX_METADATA;
 
 /// One thing that came of many keys. Of each key come `Key`, of each of its parts `Part` and its `Data`, then `End`; or, instead of any of these,
 /// `Failed`. Keys come in the order of the request; `index` is the key's position there.
+///
+/// `B` is how bytes are given: themselves, or where they lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ManyEvent {
+pub enum ManyEvent<B = Bytes> {
     /// The key is there, and begins.
     Key {
         /// The key's position in the request.
@@ -43,7 +44,7 @@ pub enum ManyEvent {
         /// The key's position in the request.
         index: usize,
         /// The bytes.
-        bytes: Bytes,
+        bytes: B,
     },
     /// All bytes of all parts of the key have come.
     End {
@@ -82,23 +83,37 @@ struct Current {
     missing: u64,
 }
 
+/// The bytes of a message.
+struct Body<F> {
+    len: u64,
+    /// Where the segments read so far end.
+    end: u64,
+    cut: F,
+}
+
 impl Segments {
     pub(crate) fn new(keys: usize, wanted: Option<Vec<String>>) -> Segments {
         Segments { keys, wanted, index: 0, current: None }
     }
 
-    /// Reads one message. `body` is the bytes of its rows.
-    pub(crate) fn read(&mut self, metadata: &[u8], body: &Bytes, events: &mut VecDeque<ManyEvent>) -> Result<(), ClientError> {
-        if metadata.is_empty() && body.is_empty() {
+    /// Reads one message, whose rows are `len` bytes; `cut` gives some of them.
+    pub(crate) fn read<B>(
+        &mut self,
+        metadata: &[u8],
+        len: usize,
+        cut: impl Fn(Range<usize>) -> B,
+        events: &mut VecDeque<ManyEvent<B>>,
+    ) -> Result<(), ClientError> {
+        if metadata.is_empty() && len == 0 {
             return Ok(());
         }
-        if metadata.len() > MAX_METADATA {
+        if metadata.len() as u64 > MAX_METADATA {
             return Err(ClientError::protocol(format!("{} bytes about a message; at most {MAX_METADATA} are read", metadata.len())));
         }
         let message: GetMessage = parse(metadata)?;
-        let mut end = 0;
+        let mut body = Body { len: len as u64, end: 0, cut };
         for segment in message.segments {
-            self.segment(segment, body, &mut end, events)?;
+            self.segment(segment, &mut body, events)?;
         }
         Ok(())
     }
@@ -111,7 +126,12 @@ impl Segments {
         }
     }
 
-    fn segment(&mut self, mut segment: Segment, body: &Bytes, end: &mut u64, events: &mut VecDeque<ManyEvent>) -> Result<(), ClientError> {
+    fn segment<B>(
+        &mut self,
+        mut segment: Segment,
+        body: &mut Body<impl Fn(Range<usize>) -> B>,
+        events: &mut VecDeque<ManyEvent<B>>,
+    ) -> Result<(), ClientError> {
         let index = self.index;
         if segment.index != index || index >= self.keys {
             return Err(ClientError::protocol(format!("bytes of key {} where key {index} of {} is due", segment.index, self.keys)));
@@ -128,8 +148,8 @@ impl Segments {
             events.push_back(ManyEvent::Part { index, name: header.name.clone(), spec });
         }
         if segment.bytes > 0 {
-            let bytes = current.bytes(&segment, body, end)?;
-            events.push_back(ManyEvent::Data { index, bytes });
+            let bytes = current.bytes(&segment, body)?;
+            events.push_back(ManyEvent::Data { index, bytes: (body.cut)(bytes) });
         }
         if current.missing == 0 && current.names.len() == current.parts {
             events.push_back(ManyEvent::End { index });
@@ -138,7 +158,7 @@ impl Segments {
         Ok(())
     }
 
-    fn begin_key(&mut self, segment: &mut Segment, events: &mut VecDeque<ManyEvent>) -> Result<(), ClientError> {
+    fn begin_key<B>(&mut self, segment: &mut Segment, events: &mut VecDeque<ManyEvent<B>>) -> Result<(), ClientError> {
         let index = self.index;
         let header = match (&self.current, segment.key.take()) {
             (None, Some(header)) => header,
@@ -181,17 +201,17 @@ impl Current {
     }
 
     /// The bytes of a segment. Segments follow one another in a body, so none is given twice.
-    fn bytes(&mut self, segment: &Segment, body: &Bytes, end: &mut u64) -> Result<Bytes, ClientError> {
+    fn bytes<F>(&mut self, segment: &Segment, body: &mut Body<F>) -> Result<Range<usize>, ClientError> {
         let Segment { index, offset, bytes, .. } = *segment;
         self.missing = self.missing.checked_sub(bytes).ok_or_else(|| {
             ClientError::protocol(format!("{bytes} bytes of key {index}, of whose part only {} are to come", self.missing))
         })?;
-        let stop = offset.checked_add(bytes).filter(|&stop| offset >= *end && stop <= body.len() as u64);
+        let stop = offset.checked_add(bytes).filter(|&stop| offset >= body.end && stop <= body.len);
         let Some(stop) = stop else {
-            return Err(ClientError::protocol(format!("{bytes} bytes at {offset}, after {end} and within a body of {}", body.len())));
+            return Err(ClientError::protocol(format!("{bytes} bytes at {offset}, after {} and within a body of {}", body.end, body.len)));
         };
-        *end = stop;
-        Ok(body.slice(offset as usize..stop as usize))
+        body.end = stop;
+        Ok(offset as usize..stop as usize)
     }
 }
 
@@ -206,7 +226,7 @@ mod tests {
     fn read(segments: &mut Segments, said: Value) -> Result<Vec<ManyEvent>, ClientError> {
         let body = Bytes::from((0..=255).collect::<Vec<u8>>());
         let mut events = VecDeque::new();
-        segments.read(said.to_string().as_bytes(), &body, &mut events)?;
+        segments.read(said.to_string().as_bytes(), body.len(), |range| body.slice(range), &mut events)?;
         Ok(events.into())
     }
 
@@ -325,8 +345,8 @@ mod tests {
         assert!(read(&mut wanted, segments(json!([one(0, 1, 1)]))).is_err(), "a part nobody asked for");
         let mut wanted = Segments::new(1, Some(vec!["k".into(), "v".into()]));
         assert!(read(&mut wanted, segments(json!([{"index": 0, "key": header}]))).is_err(), "fewer parts than were asked for");
-        assert!(fresh(1).read(b"", &Bytes::from_static(b"x"), &mut VecDeque::new()).is_err(), "bytes of nothing");
-        assert!(fresh(1).read(&vec![b' '; MAX_METADATA + 1], &Bytes::new(), &mut VecDeque::new()).is_err());
+        assert!(fresh(1).read(b"", 1, |_| Bytes::new(), &mut VecDeque::new()).is_err(), "bytes of nothing");
+        assert!(fresh(1).read(&vec![b' '; MAX_METADATA as usize + 1], 0, |_| Bytes::new(), &mut VecDeque::new()).is_err());
     }
 
     #[test]
@@ -365,7 +385,7 @@ mod tests {
             let mut segments = fresh(3);
             let body = Bytes::from(vec![0u8; 256]);
             let mut events = VecDeque::new();
-            let read = segments.read(json!({"segments": said}).to_string().as_bytes(), &body, &mut events);
+            let read = segments.read(json!({"segments": said}).to_string().as_bytes(), body.len(), |range| body.slice(range), &mut events);
             let (mut next, mut missing) = (0, 0);
             for event in events {
                 match event {

@@ -233,10 +233,16 @@ impl FlightService for Fake {
 
 /// A server and a client of it.
 pub async fn start() -> (Arc<Fake>, Client) {
+    let (fake, url) = start_at().await;
+    (fake, Client::connect(&url).await.unwrap())
+}
+
+/// The server, and where it is.
+pub async fn start_at() -> (Arc<Fake>, String) {
     let fake = Arc::new(Fake::default());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("grpc://{}", listener.local_addr().unwrap());
     let service = FlightServiceServer::from_arc(fake.clone());
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
-    (fake, Client::connect(&url).await.unwrap())
+    (fake, url)
 }

@@ -1,0 +1,187 @@
+//! Gets into the caller's memory: bytes are read from the socket to where they belong.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use arrow_flight::FlightData;
+use sira_tensor::TensorSpec;
+use sira_tensor::carrier::Column;
+use sira_wire::{Code, WireError};
+
+use crate::client::json;
+use crate::get_many::{FilledKey, GetManyOptions};
+use crate::http2::{Message, Messages, Pool};
+use crate::segments::{ManyEvent, Segments};
+use crate::{Client, ClientError, GetOptions, get, get_many, message};
+
+impl Client {
+    /// Gets a tensor into `out`, which must be exactly as long as its bytes (row-major, little-endian); says what it is. Nothing is written before
+    /// the lengths were compared; of a get that fails later, `out` holds a part.
+    ///
+    /// It has a connection to itself while it runs, and bytes are not copied on their way from the socket.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), sira_client::ClientError> {
+    /// use sira_client::GetOptions;
+    ///
+    /// let mut buffer = vec![0u8; 16 << 20];
+    /// let spec = client.get_into("weights/w", &GetOptions::default(), &mut buffer).await?;
+    /// println!("{} {:?}", spec.dtype(), spec.shape());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn get_into(&self, key: &str, options: &GetOptions, out: &mut [u8]) -> Result<TensorSpec, ClientError> {
+        let incoming = Incoming::open(&self.pool, &json(&options.ticket(key)?)?, None).await?;
+        let spec = incoming.spec.clone();
+        incoming.read_into(out).await?;
+        Ok(spec)
+    }
+
+    /// As [`Client::get_many`] and [`ManyStream::read_into`](crate::ManyStream::read_into) together, each byte read from the socket to its buffer: one
+    /// buffer a key, which takes the bytes of its parts one after another and must be exactly that long; where it is not, that key fails with
+    /// [`Code::BadTensor`]. What lies in the buffer of a key that failed is undefined.
+    ///
+    /// ```no_run
+    /// # async fn example(client: sira_client::Client) -> Result<(), sira_client::ClientError> {
+    /// use sira_client::GetManyOptions;
+    ///
+    /// let mut buffers = vec![vec![0u8; 32768]; 2];
+    /// let keys = client.get_many_into(["kv/a", "kv/b"], &GetManyOptions::default(), &mut buffers).await?;
+    /// println!("{} hits", keys.iter().filter(|key| key.is_ok()).count());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn get_many_into(
+        &self,
+        keys: impl IntoIterator<Item = impl AsRef<str>>,
+        options: &GetManyOptions,
+        buffers: &mut [impl AsMut<[u8]>],
+    ) -> Result<Vec<Result<FilledKey, WireError>>, ClientError> {
+        let (count, ticket) = get_many::ticket(keys, options)?;
+        get_many::check_buffers(buffers.len(), count)?;
+        let Some(ticket) = ticket else { return Ok(Vec::new()) };
+        let mut incoming = IncomingMany::open(&self.pool, &ticket, None).await?;
+        let mut segments = Segments::new(count, options.parts.clone());
+        let mut filling = get_many::Filling::default();
+        while let Some(message) = incoming.next().await? {
+            let mut events = VecDeque::new();
+            segments.read(&message.metadata, message.rows, |range| range, &mut events)?;
+            for event in events {
+                if let ManyEvent::Data { index, bytes } = &event {
+                    incoming.pass(bytes.start as u64).await?;
+                    if let Some(room) = filling.room(buffers[*index].as_mut(), bytes.len()) {
+                        incoming.read(room).await?;
+                    }
+                }
+                filling.event(event, |index| buffers[index].as_mut().len());
+            }
+        }
+        segments.finish()?;
+        incoming.messages.finish();
+        Ok(filling.results)
+    }
+}
+
+/// A tensor whose description has come.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub spec: TensorSpec,
+    column: Column,
+    pub messages: Messages,
+}
+
+impl Incoming {
+    pub async fn open(pool: &Pool, ticket: &[u8], end: Option<Instant>) -> Result<Incoming, ClientError> {
+        let mut messages = Messages::open(pool, ticket, end).await?;
+        let first = messages.next().await?.ok_or_else(|| ClientError::protocol("a get without a schema"))?;
+        let carried = get::carried(&FlightData::new().with_data_header(first.header));
+        let (spec, column) = carried.map_err(|error| {
+            let reason = format!("the answer has no tensor's schema, is this a Sira server? {error}");
+            WireError::new(Code::BadTensor, reason)
+        })?;
+        Ok(Incoming { spec, column, messages })
+    }
+
+    /// Fills `out`, which must have the length of the tensor.
+    pub async fn read_into(mut self, out: &mut [u8]) -> Result<(), ClientError> {
+        let nbytes = self.spec.nbytes();
+        if nbytes != out.len() as u64 {
+            let reason = format!("the tensor has {nbytes} bytes, the buffer for it {}", out.len());
+            return Err(WireError::new(Code::BadTensor, reason).into());
+        }
+        let incomplete = |reason| Err(WireError::new(Code::Incomplete, reason).into());
+        let mut filled = 0;
+        while let Some(message) = self.messages.next().await? {
+            let rows = rows(&message, &self.column)?;
+            let Some(room) = out.get_mut(filled..).and_then(|rest| rest.get_mut(..rows.len())) else {
+                return incomplete(format!("the stream went on after the tensor's {nbytes} bytes"));
+            };
+            self.messages.skip(rows.start as u64).await?;
+            self.messages.body(room).await?;
+            filled += rows.len();
+        }
+        if filled < out.len() {
+            return incomplete(format!("the stream ended after {filled} of {nbytes} bytes"));
+        }
+        self.messages.finish();
+        Ok(())
+    }
+}
+
+/// Where a message's rows lie in its body; one that is only about others has none.
+fn rows(message: &Message, column: &Column) -> Result<std::ops::Range<usize>, ClientError> {
+    match message.header.is_empty() {
+        true => Ok(0..0),
+        false => message::row_range(&message.header, usize::try_from(message.body).unwrap_or(usize::MAX), column),
+    }
+}
+
+/// Keys on their way, message by message.
+#[derive(Debug)]
+pub(crate) struct IncomingMany {
+    pub messages: Messages,
+    column: Column,
+    /// How many bytes of the message's rows were read or passed over.
+    at: u64,
+}
+
+/// What comes before the bytes of a message of many keys.
+#[derive(Debug)]
+pub(crate) struct ManyMessage {
+    /// The JSON that says what they are.
+    pub metadata: Vec<u8>,
+    /// How many they are.
+    pub rows: usize,
+}
+
+impl IncomingMany {
+    pub async fn open(pool: &Pool, ticket: &[u8], end: Option<Instant>) -> Result<IncomingMany, ClientError> {
+        let mut messages = Messages::open(pool, ticket, end).await?;
+        let first = messages.next().await?.ok_or_else(|| ClientError::protocol("a get without a schema"))?;
+        let column = get_many::column(&FlightData::new().with_data_header(first.header))?;
+        Ok(IncomingMany { messages, column, at: 0 })
+    }
+
+    /// The next message, whatever was left unread of the one before.
+    pub async fn next(&mut self) -> Result<Option<ManyMessage>, ClientError> {
+        let Some(message) = self.messages.next().await? else { return Ok(None) };
+        let rows = rows(&message, &self.column)?;
+        self.messages.skip(rows.start as u64).await?;
+        self.at = 0;
+        Ok(Some(ManyMessage { metadata: message.metadata, rows: rows.len() }))
+    }
+
+    /// Goes on to byte `to` of the message.
+    pub async fn pass(&mut self, to: u64) -> Result<(), ClientError> {
+        let between = to.checked_sub(self.at).ok_or_else(|| ClientError::protocol("bytes of a message twice"))?;
+        self.messages.skip(between).await?;
+        self.at = to;
+        Ok(())
+    }
+
+    /// Fills `room` with the message's next bytes.
+    pub async fn read(&mut self, room: &mut [u8]) -> Result<(), ClientError> {
+        self.at += room.len() as u64;
+        self.messages.body(room).await
+    }
+}
