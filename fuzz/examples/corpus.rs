@@ -113,9 +113,9 @@ fn files() {
 fn logs() {
     let record = |kind: u8, len: u16| {
         let body = [&[kind][..], &vec![9; len.into()]].concat();
-        let sum = !body.iter().fold(!0u32, |sum, byte| {
-            (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ if sum & 1 == 1 { 0x82f6_3b78 } else { 0 })
-        });
+        let sum = !body
+            .iter()
+            .fold(!0u32, |sum, byte| (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ if sum & 1 == 1 { 0x82f6_3b78 } else { 0 }));
         [&sum.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()[..], &len.to_le_bytes(), &body].concat()
     };
     let whole = [record(1, 100), record(2, 50), record(4, 3), record(1, 0)].concat();

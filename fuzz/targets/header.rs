@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
         Ok(Announced::Batch(batch)) => {
-            for column in sira_fuzz::seeds::columns() {
+            for column in sira_fuzz::columns() {
                 if let Ok((offset, len)) = batch.check(&column, 4096) {
                     assert!(offset + len <= 4096);
                 }

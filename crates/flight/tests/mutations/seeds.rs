@@ -8,7 +8,7 @@ use arrow_ipc::{self as fb, MetadataVersion};
 use arrow_schema::{DataType, Field, Schema};
 use flatbuffers::FlatBufferBuilder;
 use prost::Message;
-use sira_tensor::carrier::{Carrier, Column};
+use sira_tensor::carrier::Carrier;
 use sira_tensor::{DType, TensorSpec};
 
 /// A stream: its name, and its messages.
@@ -34,13 +34,6 @@ pub fn framed(data: &[u8]) -> Vec<u8> {
 pub fn all() -> Vec<Seed> {
     let pyarrow = PYARROW.iter().map(|(name, bytes)| Seed { name, messages: unframed(bytes) });
     pyarrow.chain(carriers()).chain([command(), several_batches(), chunks(), behind(), many(), many_parts()]).collect()
-}
-
-/// The columns that carry tensors, as the receiver of a batch has them.
-pub fn columns() -> Vec<Column> {
-    let of = |field: Field| Column::of(&Schema::new(vec![field])).unwrap();
-    let list = DataType::FixedSizeList(Field::new("item", DataType::Float32, true).into(), 3);
-    vec![of(Field::new("x", DataType::UInt8, false)), of(Field::new("x", DataType::Float64, false)), of(Field::new("x", list, false))]
 }
 
 fn unframed(mut bytes: &[u8]) -> Vec<FlightData> {
