@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -16,17 +15,14 @@ from numpy.typing import DTypeLike, NDArray
 from . import _arrays, _wire
 from ._base import Base
 from ._dtypes import DTYPES, PACKED_BITS, Bytes, name_of, nbytes
-from ._errors import InvalidError, UnavailableError, UnsupportedError, by_code
-from ._line import Line, Lines, mapped
+from ._errors import InvalidError, UnavailableError, UnsupportedError
+from ._line import Answer, Line, Lines, mapped
 from ._line import Mapping as Memory
 from ._types import PutResult
 
 # What a server answers that gives no memory now, or never, and what a connection that broke is: the same is
 # then asked over the socket.
 _NO_MEMORY = (UnavailableError, UnsupportedError, OSError)
-
-# Bytes that the kernel copies at once.
-_COPY = 1 << 30
 
 
 class Created:
@@ -111,41 +107,31 @@ class SameHost(Base):
             return None
         try:
             line, answer = self._lines.ask(b"M", {"v": 1, "key": key, **fields})
-            name, shape = answer.said["dtype"], tuple(answer.said["shape"])
-            if answer.said["inline"]:
-                data: Bytes = np.frombuffer(answer.inline, np.uint8)
-            else:
-                memory, _ = mapped(answer, line, answer.said["nbytes"], writable=False)
-                data = np.frombuffer(memory, np.uint8)
+            data = _received(line, answer)
         except _NO_MEMORY:
             return None
+        name, shape = answer.said["dtype"], tuple(answer.said["shape"])
         return _read_only(_arrays.incoming(name, shape, None, "numpy").finish(data))
 
     def _copied(self, key: str, out: Any, framework: _arrays.Framework, fields: Mapping[str, Any]) -> Any:
-        """A tensor copied by the kernel from memory of the server to where it is wanted; None where that
+        """A tensor copied from memory of the server to where it is wanted; None where that
         gives none, or the connection waits for something else."""
         if self._lines is None:
             return None
         try:
             line = self._lines.get()
             answer = line.ask_now(b"M", {"v": 1, "key": key, **fields})
+            if answer is None:
+                return None
+            data = _received(line, answer)
         except _NO_MEMORY:
             return None
-        if answer is None:
-            return None
         said = answer.said
-        try:
-            target = _arrays.incoming(said["dtype"], tuple(said["shape"]), out, framework)
-            data = np.empty(said["nbytes"], np.uint8) if target.buffer is None else target.buffer
-            if answer.descriptor is None:
-                data[:] = np.frombuffer(answer.inline, np.uint8)
-            else:
-                _read(answer.descriptor, data)
-        finally:
-            answer.close()
-            if said["id"]:
-                line.release(said["id"])
-        return target.finish(data)
+        target = _arrays.incoming(said["dtype"], tuple(said["shape"]), out, framework)
+        if target.buffer is None:
+            return target.finish(data.copy())
+        target.buffer[:] = data
+        return target.finish(target.buffer)
 
     def _created(self, name: str, shape: tuple[int, ...], command: dict[str, Any]) -> Created | None:
         """Memory of the server for a tensor; None where that gives none."""
@@ -206,13 +192,12 @@ def command(
     return {"v": 1, "key": key, "dtype": name, "shape": list(shape), **fields}
 
 
-def _read(descriptor: int, data: Bytes) -> None:
-    view, offset = data.data, 0
-    while offset < len(view):
-        count = os.preadv(descriptor, [view[offset : offset + _COPY]], offset)
-        if not count:
-            raise by_code("SIRA_INTERNAL", "SIRA_INTERNAL: memory that is shorter than its tensor")
-        offset += count
+def _received(line: Line, answer: Answer) -> Bytes:
+    """The bytes of a tensor: those that came, or a view of the memory that did."""
+    if answer.said["inline"]:
+        return np.frombuffer(answer.inline, np.uint8)
+    memory, _ = mapped(answer, line, answer.said["nbytes"], writable=False)
+    return np.frombuffer(memory, np.uint8)
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

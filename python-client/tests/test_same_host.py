@@ -151,13 +151,13 @@ def test_what_is_created_is_stored_without_a_copy(near: sira_store.Client, local
 
 
 def test_mapped_memory_survives_whatever_happens_to_the_key(near: sira_store.Client) -> None:
-    array = random(4, LARGE)
+    array = random(2, LARGE)
     near.put("ns/a", array)
     mapped = near.map("ns/a")
     near.put("ns/a", array + 1)
     assert np.array_equal(near.map("ns/a"), array + 1)
     assert near.delete("ns/a")
-    for i in range(40):  # more than the hot tier has room for
+    for i in range(16):  # more than the hot tier has room for
         near.put(f"ns/other-{i}", array)
     assert np.array_equal(mapped, array)
 
@@ -407,9 +407,12 @@ def test_a_server_that_dies_is_a_clear_error_and_arrays_stay(tmp_path: Path) -> 
         sira.map("ns/a")
     with pytest.raises(sira_store.UnavailableError):
         sira.create("ns/c", LARGE, np.uint8).commit()
-    with server.restart():
+    server.restart()
+    try:
         until(lambda: _maps(sira, "ns/a"))
         assert np.array_equal(mapped, random(LARGE))
+    finally:
+        server.kill()
 
 
 def _maps(sira: sira_store.Client, key: str) -> bool:

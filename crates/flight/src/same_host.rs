@@ -227,7 +227,7 @@ impl Client {
         // Refuses what a put would be refused, before the client has done its work.
         drop(self.all.store.begin(key.clone(), spec.clone(), options.clone()).await.map_err(of_store)?);
         let charge = self.account.charge(spec.nbytes())?;
-        let reservation = self.all.store.reserve(spec.nbytes()).await.map_err(of_store)?;
+        let reservation = self.all.store.reserve_now(spec.nbytes()).map_err(of_store)?;
         let region = Region::create(len).map_err(|error| no_memory(&error))?;
         let passed = region.descriptor().try_clone_to_owned().map_err(|error| no_memory(&error))?;
         let nbytes = spec.nbytes();

@@ -390,6 +390,11 @@ impl StorageClient {
     pub async fn reserve(&self, bytes: u64) -> Result<crate::ledger::Reservation, StoreError> {
         self.inner.reserve(bytes).await
     }
+
+    /// The same without waiting, for those who can do without.
+    pub fn reserve_now(&self, bytes: u64) -> Result<crate::ledger::Reservation, StoreError> {
+        self.inner.reserve_now(bytes)
+    }
 }
 
 pub(crate) fn not_found(key: &Key) -> StoreError {
@@ -427,6 +432,15 @@ impl Inner {
 
     pub async fn reserve(&self, bytes: u64) -> Result<crate::ledger::Reservation, StoreError> {
         self.ledger.reserve(bytes, |bytes| self.evict(bytes)).await
+    }
+
+    pub fn reserve_now(&self, bytes: u64) -> Result<crate::ledger::Reservation, StoreError> {
+        let reserve = || self.ledger.try_reserve(bytes);
+        let reserved = reserve().or_else(|| {
+            self.evict(bytes);
+            reserve()
+        });
+        reserved.ok_or_else(|| StoreError::Busy(format!("no {bytes} bytes of memory are free now")))
     }
 
     /// Evicts at least `bytes` from memory, or all: first what namespaces share.

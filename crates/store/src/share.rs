@@ -75,7 +75,7 @@ impl Snapshot {
             return Err(StoreError::Busy(format!("{REGIONS} tensors are in memory that is shared, as many as one process should hold")));
         }
         let spec = place.part().spec.clone();
-        let reservation = inner.reserve(spec.nbytes()).await?;
+        let reservation = inner.reserve_now(spec.nbytes())?;
         let region = self.gathered(&inner, index).await?;
         let grid = Grid::new(&spec, &chunk_shape(&spec))?;
         let kept = self.waits() || place.hot.welcomes(spec.nbytes());

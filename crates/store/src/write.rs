@@ -164,14 +164,7 @@ impl Writer {
 
     /// Memory for each part, if there is enough for all of them.
     fn memory_of_parts(&self) -> Option<Vec<Reservation>> {
-        let reserve = |plan: &PartPlan| {
-            let nbytes = plan.kept_bytes();
-            self.inner.ledger.try_reserve(nbytes).or_else(|| {
-                self.inner.evict(nbytes);
-                self.inner.ledger.try_reserve(nbytes)
-            })
-        };
-        self.plans.iter().map(reserve).collect()
+        self.plans.iter().map(|plan| self.inner.reserve_now(plan.kept_bytes()).ok()).collect()
     }
 
     /// What is being put, of a key that is one tensor; of another, its first part.
