@@ -1,6 +1,6 @@
-"""Writes the put streams of crates/flight/tests/mutations/streams as pyarrow sends them: gRPC messages of FlightData, one after another.
+"""Writes crates/flight/tests/mutations/streams: put streams of pyarrow, as gRPC messages.
 
-pyarrow's Flight client sends what its IPC writer writes, each message in a FlightData: this wraps them in the same way.
+pyarrow's Flight client sends what its IPC writer writes, each message in a FlightData: this wraps them alike.
 """
 
 import json
@@ -33,7 +33,9 @@ def messages(schema: pa.Schema, batches: list[pa.RecordBatch]) -> Iterator[pa.Me
     yield from pa.ipc.MessageReader.open_stream(sink.getvalue())
 
 
-def write(name: str, descriptor: bytes, batches: list[pa.RecordBatch], metadata: list[bytes] | None = None) -> None:
+def write(
+    name: str, descriptor: bytes, batches: list[pa.RecordBatch], metadata: list[bytes] | None = None
+) -> None:
     """Writes one stream; `metadata` goes with its batches."""
     stream = b""
     for index, message in enumerate(messages(batches[0].schema, batches)):
@@ -75,7 +77,9 @@ def main() -> None:
         pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), 6),
     )
     write("permuted", path("ns", "permuted"), [pa.record_batch([permuted], names=["tensor"])])
-    items = {"items": [{"key": f"ns/many/{i}", "parts": [{"dtype": "float32", "shape": [3, 2]}]} for i in range(4)]}
+    items = {
+        "items": [{"key": f"ns/many/{i}", "parts": [{"dtype": "float32", "shape": [3, 2]}]} for i in range(4)]
+    }
     rows = pa.record_batch([pa.array(array.view(np.uint8).ravel())], names=["tensor"])
     write("many", command({"v": 1, "put_many": True}), [rows], [json.dumps(items).encode()])
 

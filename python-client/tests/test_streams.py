@@ -19,7 +19,7 @@ WHOLE = np.random.default_rng(4).standard_normal((40, 3, 50_000), np.float32)
 
 @pytest.fixture
 def key(sira: sira_store.Client, ns: str) -> str:
-    sira.put(f"{ns}/x", WHOLE, axes=["layer", "kv", "token"])
+    sira.put(f"{ns}/x", WHOLE, axes=["layer", "kv", "place"])
     return f"{ns}/x"
 
 
@@ -34,10 +34,11 @@ def array(table: pa.Table, shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 class TestEndpoints:
-    @pytest.mark.parametrize("count", [1, 2, 7, 64])
-    def test_they_make_the_whole(self, plain: flight.FlightClient, key: str, count: int) -> None:
+    # A chunk reaches over three of the forty layers.
+    @pytest.mark.parametrize("count, given", [(1, 1), (2, 2), (7, 7), (64, 14)])
+    def test_they_make_the_whole(self, plain: flight.FlightClient, key: str, count: int, given: int) -> None:
         info = ask(plain, key, endpoints=count)
-        assert len(info.endpoints) == min(count, 40)
+        assert len(info.endpoints) == given
         assert info.ordered
         tables = [plain.do_get(endpoint.ticket).read_all() for endpoint in info.endpoints]
         assert np.array_equal(array(pa.concat_tables(tables), WHOLE.shape), WHOLE)
@@ -57,11 +58,18 @@ class TestEndpoints:
         assert np.array_equal(array(pa.concat_tables(tables), WHOLE.shape), WHOLE)
 
     def test_of_a_slice(self, plain: flight.FlightClient, key: str) -> None:
-        info = ask(plain, key, endpoints=3, slice={"0": [5, 36], "token": [7, 1000]})
+        info = ask(plain, key, endpoints=3, slice={"0": [5, 36], "place": [7, 1000]})
         tables = [plain.do_get(endpoint.ticket).read_all() for endpoint in info.endpoints]
         expected = WHOLE[5:36, :, 7:1000]
         assert len(tables) == 3
         assert np.array_equal(array(pa.concat_tables(tables), expected.shape), expected)
+
+    def test_no_chunk_is_in_two(self, plain: flight.FlightClient, sira: sira_store.Client, ns: str) -> None:
+        # Chunks of a few tokens reach over many layers.
+        sira.put(f"{ns}/kv", WHOLE, axes=["layer", "kv", "token"])
+        info = ask(plain, f"{ns}/kv", endpoints=8)
+        assert 1 < len(info.endpoints) < 8
+        assert np.array_equal(sira.get(f"{ns}/kv", streams=8), WHOLE)
 
     def test_they_are_of_one_version(
         self, plain: flight.FlightClient, sira: sira_store.Client, key: str
@@ -73,7 +81,7 @@ class TestEndpoints:
 
     def test_what_may_be_asked_for(self, plain: flight.FlightClient, key: str) -> None:
         for wrong in (0, 65, -1, "2"):
-            with pytest.raises(pa.ArrowInvalid, match=r"SIRA_BAD_REQUEST.*endpoints"):
+            with pytest.raises(pa.ArrowInvalid, match="SIRA_BAD_REQUEST"):
                 ask(plain, key, endpoints=wrong)
         ticket = flight.Ticket(json.dumps({"v": 1, "key": key, "endpoints": 2}))
         with pytest.raises(pa.ArrowInvalid, match=r"SIRA_BAD_REQUEST.*get_flight_info"):

@@ -22,7 +22,7 @@ pub(crate) fn spawn(inner: &Arc<Inner>) {
     spawn_scrubs(inner);
     let (weak, nudge, interval) = (Arc::downgrade(inner), inner.nudge.clone(), inner.options.reap_interval);
     inner.seams.spawner.spawn(Box::pin(async move {
-        let mut reaped = Instant::now();
+        let (mut reaped, mut begun) = (Instant::now(), true);
         loop {
             drop(tokio::time::timeout(interval, nudge.notified()).await);
             // Held while waiting, the store would never end.
@@ -30,6 +30,7 @@ pub(crate) fn spawn(inner: &Arc<Inner>) {
             if inner.stopping.load(Ordering::SeqCst) {
                 return;
             }
+            let all = std::mem::take(&mut begun) || reaped.elapsed() >= interval;
             if reaped.elapsed() >= interval {
                 reaped = Instant::now();
                 log("expiry", reap(&inner).await);
@@ -37,7 +38,11 @@ pub(crate) fn spawn(inner: &Arc<Inner>) {
                 inner.regions.tidy();
             }
             log("write behind", crate::behind::write_all(&inner).await);
-            log("garbage", collect_garbage(&inner).await);
+            if all {
+                log("garbage", collect_garbage(&inner).await);
+            } else {
+                collect_each(&inner, &inner.catalog.fresh_garbage()).await;
+            }
         }
     }));
 }
@@ -108,17 +113,25 @@ pub(crate) async fn collect_garbage(inner: &Arc<Inner>) -> Result<usize, StoreEr
     let (mut after, mut count) = (String::new(), 0);
     loop {
         let page = inner.catalog.garbage(&after, PAGE)?;
-        for (write_id, _) in &page {
-            match collect(inner, write_id).await {
-                Ok(collected) => count += usize::from(collected),
-                Err(error) => tracing::warn!(%error, write_id, "garbage stays; it is tried again"),
-            }
-        }
-        match page.last() {
-            Some((last, _)) if page.len() == PAGE => after.clone_from(last),
+        let write_ids: Vec<String> = page.into_iter().map(|(write_id, _)| write_id).collect();
+        count += collect_each(inner, &write_ids).await;
+        match write_ids.last() {
+            Some(last) if write_ids.len() == PAGE => after.clone_from(last),
             _ => return Ok(count),
         }
     }
+}
+
+/// Deletes these pieces of garbage, those that are being read apart; says how many went.
+async fn collect_each(inner: &Arc<Inner>, write_ids: &[String]) -> usize {
+    let mut count = 0;
+    for write_id in write_ids {
+        match collect(inner, write_id).await {
+            Ok(collected) => count += usize::from(collected),
+            Err(error) => tracing::warn!(%error, write_id, "garbage stays; it is tried again"),
+        }
+    }
+    count
 }
 
 /// Deletes one piece of garbage, unless it is being read.

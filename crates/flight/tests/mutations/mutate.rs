@@ -198,7 +198,7 @@ fn repeat(bytes: &mut Vec<u8>, dice: &mut Dice) {
 fn field(dice: &mut Dice) -> Vec<u8> {
     let number = [1, 2, 3, 4, 1000, 1001, 0, 1 << 28][dice.below(8)];
     let mut bytes = Vec::new();
-    prost::encoding::encode_varint(number << 3 | dice.next() % 8, &mut bytes);
+    prost::encoding::encode_varint((number << 3) | (dice.next() % 8), &mut bytes);
     prost::encoding::encode_varint(dice.edge(), &mut bytes);
     bytes.extend(vec![7; dice.below(20)]);
     bytes

@@ -82,7 +82,7 @@ async fn read_text(file: &mut (impl AsyncRead + Unpin)) -> Result<(Metadata, u64
         return Err(Failure::Failed("not a .safetensors file: it ends within its header".into()));
     }
     // The crate checks that offsets follow one another and fit dtype and shape.
-    let header = serde_json::from_slice(&text).map_err(|error| Failure::with("not a .safetensors file", error))?;
+    let header: Metadata = serde_json::from_slice(&text).map_err(|error| Failure::with("not a .safetensors file", error))?;
     // It does not check that they fit in a file: a few tensors can be said to have more bytes than a number can count.
     match i64::try_from(header.data_len()) {
         Ok(_) => Ok((header, 8 + len)),

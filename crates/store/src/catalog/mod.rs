@@ -13,8 +13,10 @@ mod memory;
 mod presence;
 mod rocks;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sira_backend::BackendError;
 use sira_wire::Key;
@@ -94,6 +96,8 @@ impl Garbage {
 pub(crate) struct Catalog {
     kv: Arc<dyn OrderedKv>,
     presences: Arc<presence::Presences>,
+    /// Garbage that was noted since the start and is not gone. To look for it in `kv` costs more the more of it went before.
+    fresh_garbage: Arc<Mutex<BTreeSet<String>>>,
     seams: Seams,
 }
 
@@ -126,7 +130,7 @@ impl Catalog {
                 )));
             }
         }
-        Ok(Catalog { kv, presences: Arc::new(presence::Presences::new(presences)), seams })
+        Ok(Catalog { kv, presences: Arc::new(presence::Presences::new(presences)), fresh_garbage: Arc::default(), seams })
     }
 
     /// The id of the store whose records are indexed here.
@@ -245,6 +249,7 @@ impl Catalog {
         };
         written.map_err(failed)?;
         changing.made(Presence::of(Some(record)));
+        self.fresh_garbage.lock().extend(replaced.iter().map(|(write_id, _)| (*write_id).to_owned()));
         Ok(())
     }
 
@@ -257,7 +262,13 @@ impl Catalog {
         let changing = self.presences.change(&record.key);
         self.kv.write(changes, true).map_err(failed)?;
         changing.made(Presence::of(None));
+        self.fresh_garbage.lock().insert(record.write_id.clone());
         Ok(())
+    }
+
+    /// The garbage that was noted since the start and is not gone.
+    pub fn fresh_garbage(&self) -> Vec<String> {
+        self.fresh_garbage.lock().iter().cloned().collect()
     }
 
     /// Up to `limit` pieces of garbage after `after`.
@@ -270,12 +281,17 @@ impl Catalog {
     /// One piece of garbage.
     pub fn garbage_of(&self, write_id: &str) -> Result<Option<Garbage>, StoreError> {
         let bytes = self.kv.get(&tagged(b"g/", write_id.as_bytes())).map_err(failed)?;
+        if bytes.is_none() {
+            self.fresh_garbage.lock().remove(write_id);
+        }
         bytes.map(|bytes| parsed("garbage", &bytes)).transpose()
     }
 
     /// Forgets garbage that is gone.
     pub fn collected(&self, write_id: &str) -> Result<(), StoreError> {
-        self.kv.write(vec![Change::Delete(tagged(b"g/", write_id.as_bytes()))], false).map_err(failed)
+        self.kv.write(vec![Change::Delete(tagged(b"g/", write_id.as_bytes()))], false).map_err(failed)?;
+        self.fresh_garbage.lock().remove(write_id);
+        Ok(())
     }
 
     /// Up to `limit` keys with something to do at or before `now_ms`: the entry's time, the key, the generation it was noted for.
