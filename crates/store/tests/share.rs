@@ -13,7 +13,7 @@ use sira_shm::Region;
 use sira_store::{Demands, Seams, Shared, StorageClient, WriteOptions};
 use sira_wire::Consistency;
 
-const LEN: u64 = (5 << 20) + 3;
+const LEN: u64 = (3 << 20) + 3;
 
 async fn store(world: &World) -> StorageClient {
     world.open(Seams::system(), |_| ()).await
@@ -52,8 +52,17 @@ async fn what_was_put_is_copied_once_and_then_shared_by_all() {
         assert!(one.is(&other) && snapshot.shared(0).unwrap().is(&one));
         assert_eq!(one.region().as_ref(), bytes(LEN, 1));
         assert_eq!(read(&store, "ns/a", &one).await, bytes(LEN, 1));
-        assert!(store.ledger().used() <= before + (64 << 10), "it took the place of the other: {before}, {}", store.ledger().used());
-        drop((snapshot, one, other));
+        drop((snapshot, other));
+        // It took the place of the other, which whoever writes it behind may hold a moment longer.
+        for _ in 0..1000 {
+            if store.ledger().used() <= before + (64 << 10) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert!(store.ledger().used() <= before + (64 << 10), "{before}, {}", store.ledger().used());
+        assert_eq!(read(&store, "ns/a", &one).await, bytes(LEN, 1));
+        drop(one);
         assert!(store.delete(&key("ns/a"), None).await.unwrap());
     }
 }
