@@ -195,7 +195,7 @@ def test_arrays_that_came_whole_are_not_copied() -> None:
     segments = [first(i, 128, offset=128 * i, part=part) for i in range(3)]
     out = [None, np.empty((2, 16), np.int32), None]
     collector = Collector(["ns/a", "ns/b", "ns/c"], out, parts=None, framework="numpy")
-    collector.message(pa.py_buffer(json.dumps(said(*segments)).encode()), body)
+    collector.message(json.dumps(said(*segments)).encode(), body)
     collector.end()
     assert [np.shares_memory(array, body) for array in collector.results] == [True, False, True]
     assert collector.results[1] is out[1]
