@@ -2,6 +2,7 @@
 //! is what that client can reach at all.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -86,8 +87,8 @@ fn frames(ready: &Ready, size: usize) -> Result<Vec<Bytes>, Refusal> {
         return Err(format!("{size} bytes are not rows of {} bytes", 2 * ROW).into());
     }
     let mut ready = ready.lock().unwrap_or_else(PoisonError::into_inner);
-    if !ready.contains_key(&size) {
-        ready.insert(size, make(size)?);
+    if let Entry::Vacant(absent) = ready.entry(size) {
+        absent.insert(make(size)?);
     }
     Ok(ready.get(&size).cloned().unwrap_or_default())
 }

@@ -196,7 +196,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_need_not_wait_runs_at_once() {
         let (sender, mut receiver) = oneshot::channel();
-        Calls.execute(async move { drop(sender.send(7)) });
+        Calls.execute(async move { sender.send(7).unwrap() });
         assert_eq!(receiver.try_recv(), Ok(7));
     }
 }

@@ -9,8 +9,8 @@ use pyo3::prelude::*;
 
 pyo3::create_exception!(sira_native, NativeError, pyo3::exceptions::PyException, "What went wrong, as (code, message).");
 
-#[pymodule(name = "sira_native")]
-fn module(module: &Bound<'_, PyModule>) -> PyResult<()> {
+#[pymodule]
+fn sira_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<client::Client>()?;

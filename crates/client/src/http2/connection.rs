@@ -272,11 +272,8 @@ impl Connection {
                 self.apply(settings)?;
                 push_frame(&mut self.output, SETTINGS, ACK, 0, &[]);
             }
-            (PING, ping) if ping.len() == 8 && frame.stream == 0 => {
-                if !frame.has(ACK) {
-                    push_frame(&mut self.output, PING, ACK, 0, ping);
-                }
-            }
+            (PING, ping) if ping.len() == 8 && frame.stream == 0 && frame.has(ACK) => {}
+            (PING, ping) if ping.len() == 8 && frame.stream == 0 => push_frame(&mut self.output, PING, ACK, 0, ping),
             (GOAWAY, [a, b, c, d, _, _, _, _, ..]) if frame.stream == 0 => {
                 self.usable = false;
                 if u32::from_be_bytes([a & 0x7f, *b, *c, *d]) < self.stream.id && !self.stream.is_over() {
