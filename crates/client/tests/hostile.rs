@@ -1,5 +1,7 @@
 //! Servers that say what they should not, to a client that reads HTTP/2 by itself: every word of theirs ends in an error or in a whole tensor.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -65,10 +67,10 @@ fn answer() -> Vec<u8> {
 
     let metadata = [("sira.shape", "[16]"), ("sira.dtype", "uint8")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     let field = arrow_schema::Field::new("tensor", arrow_schema::DataType::UInt8, false);
-    let schema = std::sync::Arc::new(arrow_schema::Schema::new(vec![field]).with_metadata(metadata.into()));
+    let schema = std::sync::Arc::new(arrow_schema::Schema::new(vec![field]).with_metadata(std::collections::HashMap::from(metadata)));
     let column = std::sync::Arc::new(arrow_array::UInt8Array::from_iter_values(0..16));
     let batch = arrow_array::RecordBatch::try_new(schema.clone(), vec![column]).unwrap();
-    let messages = batches_to_flight_data(&schema, vec![batch]).unwrap();
+    let messages = batches_to_flight_data(&schema, &[batch]).unwrap();
     let body: Vec<u8> = messages
         .iter()
         .flat_map(|message| {

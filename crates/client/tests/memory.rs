@@ -1,5 +1,7 @@
 //! Gets into the caller's memory and puts from it, against a small Flight server that reads and writes Arrow with arrow-flight's own code.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 mod common;
 
 use std::collections::HashMap;

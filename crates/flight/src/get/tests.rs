@@ -130,7 +130,7 @@ async fn arrow_reads_what_goes_out_and_would_have_said_the_same() {
 async fn bytes_go_out_from_where_they_lie() {
     let store = store();
     for (name, spec) in
-        [("large", spec(DType::Float32, &[5, 700_001])), ("small", spec(UInt8, &[1000])), ("one", spec(DType::Int8, &[8, 8192]))]
+        [("large", spec(DType::Float32, &[5, 700_001])), ("small", spec(DType::UInt8, &[1000])), ("one", spec(DType::Int8, &[8, 8192]))]
     {
         put(&store, name, &spec).await;
         let (_, kept) = store.retrieve(&key(name)).await.unwrap();
@@ -153,7 +153,7 @@ async fn many_keys_lie_where_their_messages_say() {
     let sizes = [1u64, 64, 5000, 100, 70_000, 3, 0, 9_000_001, 4096, 4097, 65];
     let mut expected = Vec::new();
     for (index, &size) in sizes.iter().enumerate() {
-        expected.push(put(&store, &index.to_string(), &spec(UInt8, &[size])).await);
+        expected.push(put(&store, &index.to_string(), &spec(DType::UInt8, &[size])).await);
     }
     let keys: Vec<_> = (0..sizes.len()).chain([99]).map(|index| format!("ns/{index}")).collect();
     let ticket = serde_json::to_string(&ManyTicket::of(keys)).unwrap();
@@ -181,7 +181,7 @@ async fn many_keys_lie_where_their_messages_say() {
 #[tokio::test]
 async fn a_slice_goes_out_and_a_get_that_cannot_begin_has_no_body() {
     let store = store();
-    let expected = put(&store, "x", &spec(UInt8, &[6, 500_000])).await;
+    let expected = put(&store, "x", &spec(DType::UInt8, &[6, 500_000])).await;
     let (sliced, _) = frames(&store, r#"{"v":1,"key":"ns/x","slice":{"0":[2,5]}}"#).await.unwrap();
     let sliced: Vec<u8> = batches(messages(&sliced)).await.iter().flat_map(values).collect();
     assert!(sliced == expected[2 * 500_000..5 * 500_000]);
