@@ -370,7 +370,7 @@ mod tests {
             // And the same as one by one.
             let single: Result<Vec<Key>, WireError> =
                 keys.iter().enumerate().map(|(i, key)| key.parse().map_err(|e| of_key(i, e))).collect();
-            prop_assert_eq!(parsed.as_ref().map(|(list, _)| list.to_keys()), single.as_ref().map(Clone::clone));
+            prop_assert_eq!(parsed.clone().map(|(list, _)| list.to_keys()), single.clone());
             match packed(hash.as_deref(), &keys) {
                 Ok(body) => prop_assert_eq!(body, binary),
                 Err(error) => prop_assert_eq!(Some(error), single.err()),
