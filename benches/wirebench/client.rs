@@ -153,21 +153,13 @@ impl Peer for Sira {
     fn put(&mut self, tensor: &Bytes) -> Result<(), Failure> {
         let spec = TensorSpec::new(DType::UInt16, vec![(tensor.len() / ROW) as u64, ROW as u64 / 2])?;
         let options = PutOptions { consistency: Some(Consistency::Weak), ..PutOptions::default() };
-        self.runtime.block_on(self.client.put(&self.key, &spec, tensor.clone(), options))?;
+        self.runtime.block_on(self.client.put_from(&self.key, &spec, tensor, options))?;
         Ok(())
     }
 
     fn get(&mut self, into: &mut [u8]) -> Result<(), Failure> {
-        self.runtime.block_on(async {
-            let mut tensor = self.client.get(&self.key, &GetOptions::default()).await?;
-            let mut at = 0;
-            while let Some(piece) = tensor.next().await? {
-                let place = into.get_mut(at..at + piece.len()).ok_or("a longer tensor than was put")?;
-                place.copy_from_slice(&piece);
-                at += piece.len();
-            }
-            if at < into.len() { Err("a shorter tensor than was put".into()) } else { Ok(()) }
-        })
+        self.runtime.block_on(self.client.get_into(&self.key, &GetOptions::default(), into))?;
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@ mod behind;
 pub mod catalog;
 mod client;
 mod commit;
+mod digest;
 mod error;
 mod evict;
 #[doc(hidden)]

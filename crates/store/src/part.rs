@@ -8,10 +8,10 @@ use sira_codec::Chain;
 use sira_tensor::TensorSpec;
 use sira_tensor::grid::{Grid, Slab, Slabs, chunk_shape};
 use tokio::sync::oneshot;
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::StoreError;
 use crate::client::Inner;
+use crate::digest::Digest;
 use crate::hot::{HotPart, HotTier};
 use crate::ledger::Reservation;
 use crate::record::{Chunk, Part};
@@ -79,16 +79,14 @@ pub(crate) struct PartWriter {
     slabs: Slabs,
     grid: Grid,
     target: Target,
-    /// The slab being filled.
-    current: Option<(Slab, Region)>,
-    /// The checksum of what is in it so far, taken while the bytes are in the processor's cache.
-    hasher: Box<Xxh3>,
+    /// The slab being filled, and the checksums of what is in it so far.
+    current: Option<(Slab, Region, Digest)>,
     /// The slab being stored, while the next one fills.
     storing: Option<oneshot::Receiver<Result<Vec<Chunk>, StoreError>>>,
     last: Option<Slab>,
     /// Cells and what is stored of them.
     chunks: Vec<(u64, Chunk)>,
-    /// What stays in memory, with the checksum of each piece and its reservation.
+    /// What stays in memory, with the checksum of each block and its reservation.
     kept: Option<(Payload, Vec<u64>, Reservation)>,
     /// The part of memory that it is for.
     hot: Arc<HotTier>,
@@ -106,7 +104,6 @@ impl PartWriter {
             grid: plan.grid.clone(),
             target,
             current: None,
-            hasher: Box::default(),
             storing: None,
             last: None,
             chunks: Vec::new(),
@@ -120,12 +117,12 @@ impl PartWriter {
         while !bytes.is_empty() {
             if self.current.is_none() {
                 let slab = self.slabs.next().ok_or_else(|| StoreError::Internal("a tensor longer than its slabs".into()))?;
-                let region = inner.regions.region(slab.bytes(&self.grid))?;
-                self.current = Some((slab, region));
+                let bytes = slab.bytes(&self.grid);
+                self.current = Some((slab, inner.regions.region(bytes)?, self.digest(bytes)));
             }
-            let Some((_, region)) = &mut self.current else { continue };
+            let Some((_, region, digest)) = &mut self.current else { continue };
             let (now, later) = bytes.split_at(region.append(bytes));
-            self.hasher.update(now);
+            digest.update(now);
             bytes = later;
             if region.is_full() {
                 self.slab_full(inner).await?;
@@ -137,30 +134,34 @@ impl PartWriter {
     /// Takes all bytes of a part that is one slab, as they lie.
     pub async fn adopt(&mut self, inner: &Inner, region: Region) -> Result<(), StoreError> {
         let slab = self.slabs.next().ok_or_else(|| StoreError::Internal("a tensor without slabs".into()))?;
-        self.hasher.update(region.bytes());
-        self.current = Some((slab, region));
+        let mut digest = self.digest(slab.bytes(&self.grid));
+        digest.update(region.bytes());
+        self.current = Some((slab, region, digest));
         self.slab_full(inner).await
+    }
+
+    fn digest(&self, bytes: u64) -> Digest {
+        Digest::new(bytes, matches!(&self.target, Target::Chunks(sink) if sink.chain.is_none()))
     }
 
     /// Hands a full slab on, once the one before it is stored.
     async fn slab_full(&mut self, inner: &Inner) -> Result<(), StoreError> {
-        let Some((slab, region)) = self.current.take() else { return Ok(()) };
-        let (bytes, checksum) = (region.freeze(), self.hasher.digest());
-        self.hasher.reset();
-        self.keep(&bytes, checksum);
+        let Some((slab, region, digest)) = self.current.take() else { return Ok(()) };
+        let (bytes, (blocks, checksum)) = (region.freeze(), digest.finish());
+        self.keep(&bytes, blocks);
         if let Target::Chunks(sink) = self.target.clone() {
             self.wait_stored().await?;
             let (sender, receiver) = oneshot::channel();
             self.last = Some(slab.clone());
             self.storing = Some(receiver);
             // Runs to its end even if the writer goes: what is being written must be known before it can be swept.
-            inner.seams.spawner.spawn(Box::pin(async move { drop(sender.send(sink.store(&slab, bytes, Some(checksum)).await)) }));
+            inner.seams.spawner.spawn(Box::pin(async move { drop(sender.send(sink.store(&slab, bytes, checksum).await)) }));
         }
         Ok(())
     }
 
     /// Keeps a slab for the record or the hot tier; where the hot tier has no room for it, the part is not kept there.
-    fn keep(&mut self, bytes: &Bytes, checksum: u64) {
+    fn keep(&mut self, bytes: &Bytes, blocks: Vec<u64>) {
         let Some((payload, checksums, reservation)) = &mut self.kept else { return };
         if let Target::Chunks(_) = self.target {
             match self.hot.admit(taken(bytes.len() as u64)) {
@@ -172,7 +173,7 @@ impl PartWriter {
             }
         }
         payload.push(bytes.clone());
-        checksums.push(checksum);
+        checksums.extend(blocks);
     }
 
     async fn wait_stored(&mut self) -> Result<(), StoreError> {
