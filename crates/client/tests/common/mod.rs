@@ -242,7 +242,7 @@ pub async fn start_at() -> (Arc<Fake>, String) {
     let fake = Arc::new(Fake::default());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("grpc://{}", listener.local_addr().unwrap());
-    let service = FlightServiceServer::from_arc(fake.clone());
+    let service = FlightServiceServer::from_arc(fake.clone()).max_decoding_message_size(64 << 20);
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
     (fake, url)
 }

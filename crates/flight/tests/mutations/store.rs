@@ -61,7 +61,13 @@ impl Bench {
 }
 
 async fn open() -> (StorageClient, Arc<Lasting>, u64) {
-    let options = StoreOptions { memory_limit: 64 << 20, hot_limit: 0, codec: "planes+lz4".parse().unwrap(), ..StoreOptions::default() };
+    let options = StoreOptions {
+        memory_limit: 64 << 20,
+        hot_limit: 0,
+        idle_limit: 0,
+        codec: "planes+lz4".parse().unwrap(),
+        ..StoreOptions::default()
+    };
     let seams = Seams { spawner: Arc::new(HereAndNow), ..Seams::system() };
     let store = StorageClient::new(options, seams, Arc::new(MemoryKv::default())).unwrap();
     let backend = Arc::new(Lasting(MemoryBackend::new(256 << 20)));
