@@ -6,7 +6,7 @@ source scripts/env.sh
 
 seconds=${SIRA_FUZZ_SECONDS:-20}
 cargo fuzz --version > /dev/null 2>&1 || cargo install --locked cargo-fuzz@0.13.2
-# cargo-fuzz wants a nightly compiler; of the stable one, this opens what it needs. The sanitizer is left out: Sira's own code has no unsafe.
+# cargo-fuzz wants a nightly compiler; of the stable one, this opens what it needs. The sanitizer is left out: parsers have no unsafe.
 export RUSTC_BOOTSTRAP=1
 build=(--fuzz-dir fuzz --sanitizer none --target-dir "$CARGO_TARGET_DIR/fuzz")
 cargo fuzz build "${build[@]}"

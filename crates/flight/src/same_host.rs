@@ -222,8 +222,9 @@ impl Client {
     async fn create(&mut self, body: &[u8]) -> Result<Answer, Status> {
         let (key, options) = PutOptions::from_command(body).map_err(|e| of_wire(&e))?;
         let (spec, options) = put_of(options)?;
-        let len = usize::try_from(spec.nbytes()).ok().filter(|&len| len > 0);
-        let len = len.ok_or_else(|| refuse(Code::BadRequest, "a tensor without bytes is put, not created"))?;
+        let len = usize::try_from(spec.nbytes()).ok().filter(|&len| len as u64 > INLINE);
+        // A descriptor is worth more than so few bytes.
+        let len = len.ok_or_else(|| refuse(Code::BadRequest, format!("a tensor of {INLINE} bytes or fewer is put, not created")))?;
         // Refuses what a put would be refused, before the client has done its work.
         drop(self.all.store.begin(key.clone(), spec.clone(), options.clone()).await.map_err(of_store)?);
         let charge = self.account.charge(spec.nbytes())?;

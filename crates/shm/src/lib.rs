@@ -12,6 +12,7 @@ mod sys;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::{Mmap, MmapMut, MmapOptions};
@@ -21,12 +22,42 @@ pub use passing::{receive, send};
 /// Bytes copied at once where a region cannot be sealed.
 const COPY: usize = 1 << 20;
 
-/// Sealed regions of this process, each of which keeps a descriptor open.
-static SEALED: AtomicUsize = AtomicUsize::new(0);
+/// Regions that a process has at most, whatever it may open: so many are more than enough, and each takes a descriptor.
+const MOST: usize = 8192;
 
-/// How many sealed regions this process has, each of which takes a descriptor.
-pub fn sealed() -> usize {
-    SEALED.load(Ordering::Relaxed)
+/// Of the descriptors that a process may open, one in so many may be a region's: connections and files need the others.
+const SHARE: u64 = 4;
+
+/// Regions of this process, sealed or not.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Regions that this process may have at once.
+fn most() -> usize {
+    static LIMIT: OnceLock<usize> = OnceLock::new();
+    let files = || rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    *LIMIT.get_or_init(|| files().map_or(MOST, |files| MOST.min((files / SHARE) as usize)))
+}
+
+/// One of the regions, as long as it lives.
+#[derive(Debug)]
+struct Counted;
+
+impl Counted {
+    fn new() -> io::Result<Counted> {
+        let more = |open: usize| (open < most()).then_some(open + 1);
+        match OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_) => Ok(Counted),
+            Err(open) => {
+                Err(io::Error::other(format!("{open} tensors are in such memory, as many as this process may hold descriptors for")))
+            }
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Memory that is being filled. Its length never changes.
@@ -34,15 +65,18 @@ pub fn sealed() -> usize {
 pub struct Region {
     file: OwnedFd,
     len: usize,
+    counted: Counted,
 }
 
 impl Region {
-    /// A region of `len` bytes, all zero, 1 or more. Pages are taken as they are written.
+    /// A region of `len` bytes, all zero, 1 or more. Pages are taken as they are written. Refused where the process has as many of them as its
+    /// limit of open files allows: a quarter of that, and 8,192 at most.
     pub fn create(len: usize) -> io::Result<Region> {
+        let counted = Counted::new()?;
         let file = sys::create()?;
         rustix::fs::ftruncate(&file, len as u64)?;
         sys::fix_length(&file)?;
-        Ok(Region { file, len })
+        Ok(Region { file, len, counted })
     }
 
     /// Bytes.
@@ -67,8 +101,10 @@ impl Region {
 
     /// Seals it: nobody changes it any more. Refused, with the region back, while somebody has it mapped for writing.
     pub fn seal(self) -> Result<Sealed, (Region, io::Error)> {
-        match sys::seal(&self.file).and_then(|()| Sealed::of(&self.file, self.len)) {
-            Ok(sealed) => Ok(sealed),
+        // A descriptor for reading alone: mapped through one that may write, it would count as writable.
+        let sealed = sys::seal(&self.file).and_then(|()| sys::reopen(&self.file));
+        match sealed.and_then(|file| Ok((map_sealed(&file, self.len)?, file))) {
+            Ok((map, file)) => Ok(Sealed { file, map, _counted: self.counted }),
             Err(error) => Err((self, error)),
         }
     }
@@ -96,26 +132,13 @@ impl Region {
 pub struct Sealed {
     file: OwnedFd,
     map: Mmap,
+    _counted: Counted,
 }
 
 impl Sealed {
-    fn of(file: &OwnedFd, len: usize) -> io::Result<Sealed> {
-        // A descriptor for reading alone: mapped through one that may write, it would count as writable.
-        let file = sys::reopen(file)?;
-        let map = map_sealed(&file, len)?;
-        SEALED.fetch_add(1, Ordering::Relaxed);
-        Ok(Sealed { file, map })
-    }
-
     /// The descriptor to pass to whoever maps it; it can only be read from.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
-    }
-}
-
-impl Drop for Sealed {
-    fn drop(&mut self) {
-        SEALED.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -207,9 +230,7 @@ mod tests {
         let region = Region::create(100_000).unwrap();
         let writer = rustix::io::dup(region.descriptor()).unwrap();
         region.write_at(99_998, b"ab").unwrap();
-        let before = sealed();
         let here = region.seal().unwrap();
-        assert!(sealed() > before);
         assert_eq!(&here.as_ref()[99_997..], b"\0ab");
         assert!(rustix::io::pwrite(&writer, b"x", 0).is_err());
         assert!(rustix::io::pwrite(here.descriptor(), b"x", 0).is_err());

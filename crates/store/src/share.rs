@@ -12,9 +12,6 @@ use crate::hot::HotPart;
 use crate::namespaces::count;
 use crate::snapshot::Snapshot;
 
-/// Sealed regions that this process may have: each takes a descriptor, which connections need too.
-const REGIONS: usize = 8192;
-
 /// A part in memory that others may map. Its memory stays reserved for as long as this lives.
 #[derive(Clone, Debug)]
 pub struct Shared {
@@ -70,9 +67,6 @@ impl Snapshot {
         // Whoever had the turn before may have done it.
         if let Some(shared) = self.shared(index) {
             return Ok(shared);
-        }
-        if sira_shm::sealed() >= REGIONS {
-            return Err(StoreError::Busy(format!("{REGIONS} tensors are in memory that is shared, as many as one process should hold")));
         }
         let spec = place.part().spec.clone();
         let reservation = inner.reserve_now(spec.nbytes())?;
