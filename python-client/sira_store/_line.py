@@ -104,9 +104,11 @@ class Line:
             try:
                 while self._released:
                     self._send(b"R", {"v": 1, "id": self._released.popleft()})
-            except OSError:
+            except BaseException as error:
                 self.broken = True  # with it, everything is released
                 self._released.clear()
+                if not isinstance(error, OSError):
+                    raise
             finally:
                 self._lock.release()
 
@@ -198,6 +200,7 @@ class Lines:
     def __init__(self, path: str, token: str | None, timeout: float | None) -> None:
         self._made = (path, token, timeout)
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._line: Line | None = None
 
     def get(self) -> Line:
@@ -205,6 +208,9 @@ class Lines:
         line = self._line
         if line is not None and not line.broken and line.pid == os.getpid():
             return line
+        if self._pid != os.getpid():
+            # Another thread of the parent may have held it when this process was forked.
+            self._lock, self._pid = threading.Lock(), os.getpid()
         with self._lock:
             line = self._line
             if line is None or line.broken or line.pid != os.getpid():

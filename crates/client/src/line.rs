@@ -141,6 +141,12 @@ impl Lines {
     }
 }
 
+/// Under what number the server holds what it passed.
+#[derive(serde::Deserialize)]
+struct Given {
+    id: u64,
+}
+
 /// Sends what is ordered, and gives back the answers, until nobody orders any more or the connection breaks.
 async fn run(mut stream: UnixStream, mut orders: UnboundedReceiver<Order>) {
     while let Some(Order { kind, body, answer }) = orders.recv().await {
@@ -150,8 +156,14 @@ async fn run(mut stream: UnixStream, mut orders: UnboundedReceiver<Order>) {
             Err(lost(error))
         });
         if let Some(answer) = answer {
-            // Who has gone away drops what came, memory included.
-            let _ = answer.send(replied);
+            // Memory that came for somebody who has gone away is given up: the server would hold it as long as the connection is there.
+            if let Err(Ok(reply)) = answer.send(replied)
+                && let Ok(handle) = serde_json::from_slice::<Given>(&reply.json)
+                && let Ok(body) = json(&Handle::of(handle.id))
+                && exchange(&mut stream, Kind::Release, &body, false).await.is_err()
+            {
+                orders.close();
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tonic::body::Body;
 
 use crate::connection::Connection;
+use crate::seats::Guest;
 use crate::server::Guarded;
 
 /// Calls that one connection may have under way. Few, because all of them may send a window ahead of the store (the next constant), and because
@@ -42,6 +43,9 @@ const PENDING_RESETS: usize = 20;
 const ERROR_RESETS: usize = 64;
 /// A connection is asked this often whether it still lives, and closed if it does not answer within the same time.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// How long a client has to say that it has heard that the connection ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Serves connections until `shutdown`, then lets running calls end.
 pub(crate) async fn serve(incoming: impl Stream<Item = io::Result<Connection>>, service: Arc<Guarded>, shutdown: impl Future<Output = ()>) {
@@ -67,6 +71,7 @@ pub(crate) async fn serve(incoming: impl Stream<Item = io::Result<Connection>>, 
 
 async fn serve_one(connection: Connection, service: Arc<Guarded>, mut ending: watch::Receiver<()>) {
     let guest = connection.guest();
+    let caller = guest.clone();
     let answer = service_fn(move |request: http::Request<Incoming>| {
         let call = service.clone().call(guest.clone(), request.map(Body::new));
         async move { Ok::<_, Infallible>(call.await) }
@@ -77,11 +82,25 @@ async fn serve_one(connection: Connection, service: Arc<Guarded>, mut ending: wa
         result = &mut http => result,
         _ = ending.changed() => {
             http.as_mut().graceful_shutdown();
-            http.await
+            tokio::select! {
+                result = &mut http => result,
+                () = silence(&caller) => return,
+            }
         }
     };
     if let Err(error) = result {
         tracing::debug!(%error, "a connection has failed");
+    }
+}
+
+/// Waits until no call runs over a connection that was told to end. One whose client lives ends by itself before that; one whose client is
+/// silent, or gone, would never say that it has heard.
+async fn silence(guest: &Guest) {
+    loop {
+        tokio::time::sleep(FAREWELL).await;
+        if guest.is_idle() {
+            return;
+        }
     }
 }
 

@@ -131,6 +131,11 @@ impl Guest {
         self.leaving.load(Ordering::Acquire)
     }
 
+    /// Whether no call runs over the connection.
+    pub fn is_idle(&self) -> bool {
+        self.state.lock().calls == 0
+    }
+
     /// Waits for the turn of a get. The gets of one connection have only a share of the memory, so that a client that asks for much and reads
     /// slowly keeps itself waiting, not the others.
     pub async fn turn(self: Arc<Guest>) -> Option<Turn> {

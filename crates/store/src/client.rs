@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::behind::Behind;
 use crate::catalog::{Catalog, OrderedKv};
-use crate::hot::HotTier;
+use crate::hot::{HotPart, HotTier};
 use crate::kvspecs::KvSpecs;
 use crate::ledger::Ledger;
 use crate::namespaces::{Namespace, Namespaces};
@@ -479,6 +479,16 @@ impl Inner {
         match self.behind.record(key) {
             Some(record) => Ok(Some(record)),
             None => self.catalog.record(key),
+        }
+    }
+
+    /// Keeps part number `index` of a record in memory, unless the record has been replaced meanwhile: whoever replaced it has forgotten already
+    /// what was in memory of it, so that nobody else would.
+    pub fn keep_hot(&self, hot: &HotTier, key: &Key, write_id: &str, index: usize, part: Arc<HotPart>) {
+        hot.insert(write_id, index, part);
+        let is_present = self.current(key).is_ok_and(|record| record.is_some_and(|record| record.write_id == write_id));
+        if !is_present {
+            hot.remove(write_id, index);
         }
     }
 

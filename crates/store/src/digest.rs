@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn checksums_are_those_of_blocks_and_of_all_however_the_bytes_come() {
-        let bytes: Vec<u8> = (0..2 * BLOCK + 1000).map(|i| (i * i >> 5) as u8).collect();
+        let bytes: Vec<u8> = (0..2 * BLOCK + 1000).map(|i| ((i * i) >> 5) as u8).collect();
         for len in [1, BLOCK - 1, BLOCK, BLOCK + 1, bytes.len()] {
             let slab = &bytes[..len];
             let blocks: Vec<u64> = slab.chunks(BLOCK).map(xxh3_64).collect();

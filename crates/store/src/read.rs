@@ -82,7 +82,7 @@ impl Reader {
             let keep = reservation.is_some();
             let hot = place.counted(HotPart::new(bytes.into(), reservation.unwrap_or_default()), keep);
             if keep {
-                place.hot.insert(&place.record.write_id, place.index, hot.clone());
+                inner.keep_hot(&place.hot, &place.record.key, &place.record.write_id, place.index, hot.clone());
             }
             (from_memory(&place, hot.clone(), wanted, whole)?, working, None, Some(hot))
         } else {
@@ -162,7 +162,8 @@ impl Reader {
             && let Some((payload, reservation)) = self.keep.take()
         {
             let part = self.place.counted(HotPart::new(payload, reservation), true);
-            self.place.hot.insert(&self.place.record.write_id, self.place.index, part);
+            let Place { inner, hot, record, index, .. } = &self.place;
+            inner.keep_hot(hot, &record.key, &record.write_id, *index, part);
         }
         Ok(Some(piece))
     }

@@ -77,7 +77,7 @@ impl Snapshot {
         let part = place.counted(part.ok_or_else(|| StoreError::Internal("a task that takes checksums has died".into()))?, kept);
         let waits = self.waits() && inner.behind.replace(&place.record.key, &place.record.write_id, index, &part);
         if kept && !waits {
-            place.hot.insert(&place.record.write_id, index, part.clone());
+            inner.keep_hot(&place.hot, &place.record.key, &place.record.write_id, index, part.clone());
         }
         Shared::of(part).ok_or_else(|| StoreError::Internal("a region that is none".into()))
     }

@@ -337,7 +337,7 @@ impl Writer {
                 let hot = self.inner.hot(&self.namespace);
                 for (index, part) in kept.into_iter().enumerate() {
                     if let Some(part) = part {
-                        hot.insert(&self.write_id, index, part);
+                        self.inner.keep_hot(&hot, &self.key, &self.write_id, index, part);
                     }
                 }
                 created

@@ -32,6 +32,8 @@ const WITH_PRIORITY: u8 = 0x20;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Windows, and bytes of a frame, where nobody said otherwise.
 const DEFAULT_WINDOW: i64 = 65_535;
+/// Bytes of the table of headers.
+const HEADER_TABLE: usize = 4096;
 const DEFAULT_FRAME: usize = 16 << 10;
 /// Bytes of a frame's head.
 const HEAD: usize = 9;
@@ -93,13 +95,16 @@ impl std::fmt::Debug for Connection {
 impl Connection {
     /// Greets the server, and waits for its greeting.
     pub async fn greet(link: Box<dyn Link>, patience: Option<Arc<Patience>>) -> Result<Connection, ClientError> {
+        let mut decoder = Decoder::new();
+        // HTTP/2's own size, of which no setting of ours allows more: a server cannot make the table grow.
+        decoder.set_max_allowed_table_size(HEADER_TABLE);
         let mut connection = Connection {
             link,
             patience,
             input: vec![0; INPUT].into(),
             ready: 0..0,
             output: greeting(),
-            decoder: Decoder::new(),
+            decoder,
             peer_frame: DEFAULT_FRAME,
             peer_window: DEFAULT_WINDOW,
             window: DEFAULT_WINDOW,
