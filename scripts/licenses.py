@@ -71,9 +71,7 @@ def main() -> None:
     """Writes the list, then the texts."""
     users: dict[str, list[str]] = defaultdict(list)
     root = sys.argv[1] if len(sys.argv) > 1 else "sira"
-    print(
-        f"`{root}` contains these packages, each under the licence named here; the texts follow.\n"
-    )
+    print(f"`{root}` contains these packages, each under the licence named here; the texts follow.\n")
     for package in linked(metadata(), root):
         name = f"{package['name']} {package['version']}"
         print(f"{name}: {package['license'] or 'see below'}")
