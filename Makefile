@@ -42,7 +42,7 @@ bench: ## speed, as ratios within one run
 
 compare: ## Sira beside Arrow's C++ Flight, Redis, Mooncake and a raw socket (about 30 minutes; QUICK=1: about 4)
 	@scripts/setup.sh
-	@scripts/compare.sh $(if $(QUICK),--quick) --json compare.json --plot docs/img/compare.svg
+	@scripts/compare.sh $(if $(QUICK),--quick --plot compare.svg,--plot docs/img/compare.svg) --json compare.json
 
 fuzz: ## every parser of outside bytes against hostile ones, SIRA_FUZZ_SECONDS (20) each
 	@scripts/setup.sh packages

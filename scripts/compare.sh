@@ -38,9 +38,7 @@ cargo build --release --locked --quiet --package sira-benches --bin wirebench
 install "$CARGO_TARGET_DIR/release/wirebench" bin/wirebench
 
 # The extension of the Python client.
-if make --dry-run native >/dev/null 2>&1; then
-  make --no-print-directory native
-  .venv-compare/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall python-client/dist/sira_native-*.whl
-fi
+make --no-print-directory native
+.venv-compare/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall python-client/dist/sira_native-*.whl
 
 PYTHONPATH=benches:python-client exec .venv-compare/bin/python -m compare "$@"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,10 @@ class Sira(Peer):
     def start(self) -> None:
         command: list[str | Path] = [sira(), "serve", "--config", self.config, "--data", "{folder}/data"]
         command += ["--listen", "127.0.0.1:0"]
-        if unix := knows("--unix-socket"):
-            command += ["--unix-socket", "{folder}/socket"]
+        command += ["--unix-socket", "{folder}/socket"]
         self._server = Process(command, ready="sira: listening on ")
         self.url = self._server.said
-        self.unix = f"grpc+unix://{self._server.folder}/socket" if unix else ""
+        self.unix = f"grpc+unix://{self._server.folder}/socket"
 
     def pids(self) -> list[int]:
         return [self._server.pid]
@@ -52,15 +50,6 @@ class Sira(Peer):
         self._server.stop()
 
 
-def knows(flag: str) -> bool:
-    """Whether `sira serve` has a flag."""
-    try:
-        done = subprocess.run([sira(), "serve", "--help"], capture_output=True, text=True, check=False)
-    except OSError:
-        return False
-    return flag in done.stdout
-
-
 class SiraRust(Through):
     name = "sira-rust"
     about = "Sira, its client in Rust"
@@ -70,7 +59,7 @@ class SiraRust(Through):
         self.url = self.server.url
 
     def connect(self, worker: int) -> Client:
-        return RustClient("sira", self.url, f"bench/rust-{worker}")
+        return RustClient("sira", self.url, f"bench/{worker}")
 
 
 class SiraUnix(Through):
@@ -79,12 +68,10 @@ class SiraUnix(Through):
 
     def start(self) -> None:
         assert isinstance(self.server, Sira)
-        if not self.server.unix:
-            raise UnavailableError("this server has no Unix socket")
         self.url = self.server.unix
 
     def connect(self, worker: int) -> Client:
-        return FlightClient(self.url, f"bench/unix-{worker}")
+        return FlightClient(self.url, f"bench/{worker}")
 
 
 class SiraNative(SiraRust):
@@ -99,7 +86,7 @@ class SiraNative(SiraRust):
         super().start()
 
     def connect(self, worker: int) -> Client:
-        return StoreClient(self.url, f"bench/native-{worker}")
+        return StoreClient(self.url, f"bench/{worker}")
 
 
 class SiraHost(SiraUnix):
@@ -108,15 +95,8 @@ class SiraHost(SiraUnix):
     name = "sira-host"
     about = "Sira on the same host, its client sira_store over the Unix socket"
 
-    def start(self) -> None:
-        import sira_store
-
-        super().start()
-        if not hasattr(sira_store.Client, "map"):
-            raise UnavailableError("this sira_store has no map()")
-
     def connect(self, worker: int) -> Client:
-        return StoreClient(self.url, f"bench/host-{worker}")
+        return StoreClient(self.url, f"bench/{worker}")
 
 
 class SiraMap(SiraHost):
@@ -126,7 +106,7 @@ class SiraMap(SiraHost):
     about = "Sira on the same host, tensors mapped without a copy"
 
     def connect(self, worker: int) -> Client:
-        return MapClient(self.url, f"bench/map-{worker}")
+        return MapClient(self.url, f"bench/{worker}")
 
 
 class StoreClient(Client):
