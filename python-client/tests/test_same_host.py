@@ -328,7 +328,12 @@ def test_a_neighbour_can_neither_change_nor_shorten_what_is_stored(
         (b"C", {"v": 1, "key": "ns/a", "dtype": "uint8", "shape": [0]}, "SIRA_BAD_REQUEST"),
         (b"C", {"v": 1, "key": "ns/a", "dtype": "uint8", "shape": [1 << 62]}, None),
         (b"C", {"v": 1, "key": "ns/a", "dtype": "uint8", "shape": [1 << 40, 1 << 40]}, "SIRA_BAD_TENSOR"),
-        (b"C", {"v": 1, "key": "ns/a", "dtype": "uint8", "shape": [9], "codec": "x"}, "SIRA_UNKNOWN_CODEC"),
+        (b"C", {"v": 1, "key": "ns/a", "dtype": "uint8", "shape": [1 << 16]}, "SIRA_BAD_REQUEST"),
+        (
+            b"C",
+            {"v": 1, "key": "ns/a", "dtype": "uint8", "shape": [1 << 20], "codec": "x"},
+            "SIRA_UNKNOWN_CODEC",
+        ),
         (b"P", {"v": 1, "id": 1}, "SIRA_BAD_REQUEST"),
         (b"P", {"v": 1, "id": -1}, "SIRA_BAD_REQUEST"),
         (b"R", {"v": 1}, "SIRA_BAD_REQUEST"),
