@@ -25,6 +25,8 @@ native=$(mktemp -d)
 trap 'rm -rf "$native"' EXIT
 step scripts/native.sh "$CARGO_TARGET_DIR/debug/libsira_native.so" "$native"
 step .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$native"/sira_native-*.whl
+# Or its tests would be skipped.
+step .venv/bin/python -c 'import sira_native'
 SIRA_BIN=$PWD/bin/sira step .venv/bin/pytest --quiet python-client/tests
 step cargo build --quiet --locked --package sira-benches --bin wirebench
 SIRA_BIN=$PWD/bin/sira WIREBENCH=$CARGO_TARGET_DIR/debug/wirebench step .venv/bin/pytest --quiet --config-file python-client/pyproject.toml benches/compare/tests

@@ -70,11 +70,6 @@ class Clients:
     def run(self, peer: str, operation: str, memory: str, start: float, seconds: float) -> Sample:
         return self._clients[peer].run(operation, memory, self._buffers, start, seconds)
 
-    def forget(self, peer: str) -> None:
-        client = self._clients.pop(peer, None)
-        if client is not None:
-            client.close()
-
 
 def serve(index: int, pipe: Connection) -> None:
     """Does what comes through the pipe until it closes."""

@@ -405,24 +405,17 @@ class Client(Lookups, Puts, Gets, SameHost):
         ...     made.array[:] = 1
         """
         name, extent = element_type(dtype), extents(shape)
+        options: dict[str, Any] = {
+            "axes": axes,
+            "codec": codec,
+            "ttl": ttl,
+            "consistency": consistency,
+            "if_": if_,
+            "attributes": attributes,
+        }
 
         def make(hash: str | None) -> Created | None:
-            return self._created(
-                name,
-                extent,
-                command(
-                    key,
-                    name,
-                    extent,
-                    axes=axes,
-                    codec=codec,
-                    ttl=ttl,
-                    consistency=consistency,
-                    if_=if_,
-                    attributes=attributes,
-                    kv_spec=hash,
-                ),
-            )
+            return self._created(name, extent, command(key, name, extent, kv_spec=hash, **options))
 
         made = self._with_spec(spec, make, Deadline(None))
         if made is not None:
@@ -430,17 +423,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         array = np.zeros(extent, numpy_dtype(name))
 
         def put() -> PutResult:
-            return self.put(
-                key,
-                array,
-                axes=axes,
-                codec=codec,
-                ttl=ttl,
-                consistency=consistency,
-                if_=if_,
-                attributes=attributes,
-                spec=spec,
-            )
+            return self.put(key, array, spec=spec, **options)
 
         return Created(array, put, lambda: None)
 

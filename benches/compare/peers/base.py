@@ -140,6 +140,18 @@ class Peer:
         """Ends the server."""
 
 
+class Served(Peer):
+    """One whose server is one process, which `start` starts."""
+
+    _server: Process
+
+    def pids(self) -> list[int]:
+        return [self._server.pid]
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
 class Through(Peer):
     """Another way to a server that runs already."""
 

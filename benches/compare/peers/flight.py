@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import flight
 
-from compare.peers.base import ROW, Bytes, Client, Peer, Process
+from compare.peers.base import ROW, Bytes, Client, Process, Served
 from compare.programs import wirebench
 
 
@@ -83,7 +83,7 @@ def _bytes(column: Any) -> Bytes:
     return whole[2 * values.offset : 2 * (values.offset + len(values))]
 
 
-class ArrowFlight(Peer):
+class ArrowFlight(Served):
     """pyarrow's FlightServerBase: Arrow's C++ server, which keeps tables in a dict."""
 
     name = "arrow"
@@ -94,17 +94,11 @@ class ArrowFlight(Peer):
         self._server = Process([sys.executable, program], ready="listening on ")
         self.url = self._server.said
 
-    def pids(self) -> list[int]:
-        return [self._server.pid]
-
     def connect(self, worker: int) -> Client:
         return FlightClient(self.url, f"bench/{worker}")
 
-    def stop(self) -> None:
-        self._server.stop()
 
-
-class Canned(Peer):
+class Canned(Served):
     """Ready frames, and uploads thrown away: the ceiling of a pyarrow client."""
 
     name = "canned"
@@ -115,11 +109,5 @@ class Canned(Peer):
         self._server = Process([wirebench(), "canned"], ready="listening on ")
         self.url = f"grpc://{self._server.said}"
 
-    def pids(self) -> list[int]:
-        return [self._server.pid]
-
     def connect(self, worker: int) -> Client:
         return CannedClient(self.url, "bench", "{size}")
-
-    def stop(self) -> None:
-        self._server.stop()

@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 
-from compare.peers.base import Bytes, Client, Peer, Process, Through
+from compare.peers.base import Bytes, Client, Process, Served, Through
 from compare.peers.rust import RustClient
 from compare.programs import wirebench
 
@@ -49,7 +49,7 @@ class RawClient(Client):
         self._socket.close()
 
 
-class Raw(Peer):
+class Raw(Served):
     name = "raw"
     about = "raw TCP: a length, then bytes; one buffer a connection, nothing is kept"
     stores = False
@@ -59,14 +59,8 @@ class Raw(Peer):
         host, port = self._server.said.rsplit(":", 1)
         self.host, self.port = host, int(port)
 
-    def pids(self) -> list[int]:
-        return [self._server.pid]
-
     def connect(self, worker: int) -> Client:
         return RawClient(self.host, self.port)
-
-    def stop(self) -> None:
-        self._server.stop()
 
 
 class RawRust(Through):

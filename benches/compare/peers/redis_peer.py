@@ -6,7 +6,7 @@ import shutil
 import socket
 import time
 
-from compare.peers.base import Bytes, Client, Peer, Process, Through, UnavailableError
+from compare.peers.base import Bytes, Client, Process, Served, Through, UnavailableError
 from compare.peers.rust import RustClient
 
 
@@ -35,7 +35,7 @@ class RedisClient(Client):
         self._redis.close()
 
 
-class Redis(Peer):
+class Redis(Served):
     name = "redis"
     about = "Redis in memory, its client redis-py with hiredis"
 
@@ -52,14 +52,8 @@ class Redis(Peer):
         self._server = Process([program, "--bind", "127.0.0.1", "--port", str(self.port), *in_memory])
         wait_for(self.port, self._server)
 
-    def pids(self) -> list[int]:
-        return [self._server.pid]
-
     def connect(self, worker: int) -> Client:
         return RedisClient(self.port, f"bench/{worker}")
-
-    def stop(self) -> None:
-        self._server.stop()
 
 
 class RedisRust(Through):

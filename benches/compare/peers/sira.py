@@ -13,9 +13,9 @@ from compare.peers.base import (
     Buffers,
     Bytes,
     Client,
-    Peer,
     Process,
     Sample,
+    Served,
     Through,
     UnavailableError,
     as_bytes,
@@ -25,7 +25,7 @@ from compare.peers.rust import RustClient
 from compare.programs import sira
 
 
-class Sira(Peer):
+class Sira(Served):
     """The server, with plain pyarrow as its client."""
 
     name = "sira"
@@ -40,14 +40,8 @@ class Sira(Peer):
         self.url = self._server.said
         self.unix = f"grpc+unix://{self._server.folder}/socket"
 
-    def pids(self) -> list[int]:
-        return [self._server.pid]
-
     def connect(self, worker: int) -> Client:
         return FlightClient(self.url, f"bench/{worker}")
-
-    def stop(self) -> None:
-        self._server.stop()
 
 
 class SiraRust(Through):

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // clippy.toml allows it within #[test] functions, not in their helpers
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +11,8 @@ use sira_client::{
     PutEntry, PutOptions, TensorSpec,
 };
 
+#[allow(dead_code, reason = "each test file uses its own part of it")]
+mod common;
 #[allow(dead_code, reason = "its `main` is for `cargo run --example`")]
 #[path = "../../client/examples/kv_blocks.rs"]
 mod kv_blocks;
@@ -23,32 +23,9 @@ mod put_get;
 #[path = "../../client/examples/stream_file.rs"]
 mod stream_file;
 
-/// A running server; killed when dropped.
-struct Server {
-    process: Child,
-    url: String,
-    _data: tempfile::TempDir,
-}
+use common::Server;
 
 impl Server {
-    fn start() -> Server {
-        let data = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sira"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SIRA_")) {
-            command.env_remove(name);
-        }
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data.path());
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
-        let url = lines.find_map(|line| line.strip_prefix("sira: listening on ").map(str::to_owned)).unwrap();
-        Server { process, url, _data: data }
-    }
-
-    fn signal(&self, name: &str) {
-        // The shell's own kill: not every machine has the program.
-        assert!(Command::new("sh").args(["-c", &format!("kill -{name} {}", self.process.id())]).status().unwrap().success());
-    }
-
     /// Stops it, and waits until every thread has stopped: the signal alone is only on its way.
     fn suspend(&self) {
         self.signal("STOP");
@@ -57,13 +34,6 @@ impl Server {
         while !tasks().all(stopped) {
             std::thread::sleep(Duration::from_millis(1));
         }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
@@ -78,7 +48,7 @@ fn noise(seed: usize, len: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn the_examples_run() {
-    let server = Server::start();
+    let server = Server::alone();
     put_get::run(&server.url).await.unwrap();
     kv_blocks::run(&server.url).await.unwrap();
     stream_file::run(&server.url).await.unwrap();
@@ -86,7 +56,7 @@ async fn the_examples_run() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tensor_comes_over_several_connections() {
-    let server = Server::start();
+    let server = Server::alone();
     let client = Client::connect(&server.url).await.unwrap();
     let spec = TensorSpec::new(DType::UInt16, vec![50, 100_000]).unwrap().with_axes(vec!["layer".into(), String::new()]).unwrap();
     let bytes = noise(1, 10_000_000);
@@ -119,7 +89,7 @@ async fn a_tensor_comes_over_several_connections() {
 
 #[tokio::test]
 async fn many_keys_are_put_found_got_and_deleted() {
-    let server = Server::start();
+    let server = Server::alone();
     let client = Client::connect(&server.url).await.unwrap();
     // Inline in their records, in one chunk, in several chunks and messages; none of a length that Arrow would not pad.
     let lens = [0, 1, 31_000, 70_001, 1 << 20, 9_000_003];
@@ -168,7 +138,7 @@ async fn many_keys_are_put_found_got_and_deleted() {
 
 #[tokio::test]
 async fn parts_are_one_key_and_lists_have_pages() {
-    let server = Server::start();
+    let server = Server::alone();
     let client = Client::connect(&server.url).await.unwrap();
     let values = TensorSpec::new(DType::Float8E4M3Fn, vec![16, 100]).unwrap();
     let scales = TensorSpec::new(DType::Float32, vec![16]).unwrap();
@@ -203,7 +173,7 @@ async fn parts_are_one_key_and_lists_have_pages() {
 
 #[tokio::test]
 async fn parts_come_from_a_source_and_are_stored_together_or_not_at_all() {
-    let server = Server::start();
+    let server = Server::alone();
     let client = Client::connect(&server.url).await.unwrap();
     let bytes = noise(3, 5_000_003);
     let put = |key: &'static str, pieces: Vec<std::io::Result<Bytes>>, condition| {
@@ -230,7 +200,7 @@ async fn parts_come_from_a_source_and_are_stored_together_or_not_at_all() {
 
 #[tokio::test]
 async fn kv_specs_are_demanded_and_namespaces_governed() {
-    let server = Server::start();
+    let server = Server::alone();
     let client = Client::connect(&server.url).await.unwrap();
     let text = br#"{"model":"m","block_tokens":16,"parts":[{"dtype":"bfloat16","axes":["token","dim"],"shape":[16,8]}]}"#;
     let kv_spec = KvSpec::from_json(text).unwrap();
@@ -266,7 +236,7 @@ async fn kv_specs_are_demanded_and_namespaces_governed() {
 
 #[tokio::test]
 async fn a_server_that_stops_is_a_miss_for_what_was_learnt_to_be_a_cache() {
-    let server = Server::start();
+    let server = Server::alone();
     let client = Client::connect(&server.url).await.unwrap();
     client.set_namespace("kv", Policy { mode: Mode::Cache, ..Policy::default() }).await.unwrap();
     for key in ["kv/a", "ns/a"] {

@@ -4,62 +4,21 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-/// The program, without the settings of whoever runs the tests.
-fn sira() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sira"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SIRA_")) {
-        command.env_remove(name);
-    }
-    command.stdin(Stdio::null());
-    command
-}
+#[allow(dead_code, reason = "each test file uses its own part of it")]
+mod common;
 
-/// A running server; killed when dropped.
-struct Server {
-    process: Child,
-    url: String,
-}
+use common::{Server, sira};
 
 impl Server {
-    fn start(folder: &Path) -> Server {
-        let mut command = sira();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(folder.join("data"));
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
-        let url = lines.find_map(|line| line.strip_prefix("sira: listening on ").map(str::to_owned)).unwrap();
-        Server { process, url }
-    }
-
-    /// Runs a client command: exit code, output, errors.
-    fn run(&self, folder: &Path, arguments: &[&str]) -> (i32, String, String) {
-        let output = sira().args(arguments).env("SIRA_URL", &self.url).current_dir(folder).output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
-    }
-
-    /// As [`Server::run`], of a command that must succeed and have nothing to complain of.
-    fn ok(&self, folder: &Path, arguments: &[&str]) -> String {
-        let (code, stdout, stderr) = self.run(folder, arguments);
-        assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");
-        stdout
-    }
-
     /// As [`Server::ok`]: the lines of JSON that it writes.
     fn json(&self, folder: &Path, arguments: &[&str]) -> Vec<Value> {
         self.ok(folder, arguments).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
@@ -119,7 +78,7 @@ const MODEL: Tensors = &[
 fn a_file_of_many_tensors_comes_back_as_it_went_in() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let server = Server::start(at);
+    let server = Server::start(&at.join("data"), |_| {});
     write(&at.join("model.safetensors"), MODEL, &[("format", "pt"), ("note", "grüße")]);
 
     assert_eq!(server.ok(at, &["put", "model.safetensors", "m/llama/"]), "m/llama/: 10 tensors, 10.9 MiB\n");
@@ -156,7 +115,7 @@ fn a_file_of_many_tensors_comes_back_as_it_went_in() {
 fn nothing_is_sent_of_a_file_that_cannot_be_stored_whole() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let server = Server::start(at);
+    let server = Server::start(&at.join("data"), |_| {});
     write(&at.join("good.safetensors"), &[("a", Dtype::U8, &[4]), ("b/c", Dtype::U8, &[4])], &[]);
     write(&at.join("bad.safetensors"), &[("a", Dtype::U8, &[4]), ("b/../c", Dtype::U8, &[4])], &[]);
     let good = std::fs::read(at.join("good.safetensors")).unwrap();
@@ -192,7 +151,7 @@ fn nothing_is_sent_of_a_file_that_cannot_be_stored_whole() {
 fn parts_go_in_together_and_come_out_alone_or_all() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let server = Server::start(at);
+    let server = Server::start(&at.join("data"), |_| {});
     let parts: Tensors = &[("k", Dtype::F8_E4M3, &[16, 8, 128]), ("k_scale", Dtype::F32, &[8]), ("v", Dtype::BF16, &[16, 8, 128])];
     write(&at.join("kv.safetensors"), parts, &[("format", "pt")]);
     assert_eq!(server.ok(at, &["put", "kv.safetensors", "kv/b1", "--parts"]), "kv/b1: version 1, created, 48.0 KiB\n");
@@ -230,7 +189,7 @@ fn parts_go_in_together_and_come_out_alone_or_all() {
 fn an_interrupted_get_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let server = Server::start(at);
+    let server = Server::start(&at.join("data"), |_| {});
     write(&at.join("large.safetensors"), &[("a", Dtype::U8, &[64 << 20])], &[]);
     server.ok(at, &["put", "large.safetensors", "t/large", "--codec", "none"]);
     let signal = |process: u32, name: &str| {
@@ -259,7 +218,7 @@ fn an_interrupted_get_leaves_nothing() {
 fn prefixes_are_deleted_when_that_is_meant() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let server = Server::start(at);
+    let server = Server::start(&at.join("data"), |_| {});
     write(&at.join("model.safetensors"), &MODEL[1..5], &[]);
     for prefix in ["s/1/", "s/10/", "s/2/"] {
         server.ok(at, &["put", "model.safetensors", prefix]);
@@ -285,7 +244,7 @@ fn prefixes_are_deleted_when_that_is_meant() {
 fn a_server_is_looked_at_and_told_what_holds() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let server = Server::start(at);
+    let server = Server::start(&at.join("data"), |_| {});
     write(&at.join("a.safetensors"), &[("a", Dtype::U8, &[1 << 20])], &[]);
     assert_eq!(server.ok(at, &["health"]), "healthy, version 0.1.0\nobject: healthy\nrocksdb: healthy\n");
     assert_eq!(server.json(at, &["health", "--json"])[0]["status"], "healthy");

@@ -2,78 +2,34 @@
 
 #![allow(clippy::unwrap_used)] // clippy.toml allows it within #[test] functions, not in their helpers
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use safetensors::SafeTensors;
 use sira_client::{Client, Code, Consistency, DType, GetOptions, PutOptions, TensorSpec};
 
-/// The program, without the settings of whoever runs the tests.
-fn sira() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sira"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SIRA_")) {
-        command.env_remove(name);
-    }
-    command
-}
+#[allow(dead_code, reason = "each test file uses its own part of it")]
+mod common;
 
-/// A running server; killed when dropped.
-struct Server {
-    process: Child,
-    url: String,
+use common::{Server, said, sira};
+
+/// A server with `more` arguments, whose standard error is kept.
+fn start(data: &Path, more: &[&str]) -> Server {
+    Server::start(data, |command| {
+        command.args(more).stderr(Stdio::piped());
+    })
 }
 
 impl Server {
-    fn start(data: &Path, more: &[&str]) -> Server {
-        let mut command = sira();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(more);
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
-        match lines.find_map(|line| line.strip_prefix("sira: listening on ").map(str::to_owned)) {
-            Some(url) => Server { url, process },
-            None => {
-                let mut stderr = String::new();
-                process.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-                process.wait().unwrap();
-                unreachable!("no server:\n{stderr}")
-            }
-        }
-    }
-
-    /// Runs a client command: exit code, output, errors.
-    fn run(&self, folder: &Path, arguments: &[&str]) -> (i32, String, String) {
-        said(&sira().args(arguments).env("SIRA_URL", &self.url).current_dir(folder).output().unwrap())
-    }
-
-    /// As [`Server::run`], of a command that must succeed.
-    fn ok(&self, folder: &Path, arguments: &[&str]) -> String {
-        let (code, stdout, stderr) = self.run(folder, arguments);
-        assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");
-        stdout
-    }
-
     /// Asks the server to stop: exit code, and what it wrote to standard error.
     fn stop(mut self) -> (i32, String) {
-        // The shell's own kill: not every machine has the program.
-        assert!(Command::new("sh").args(["-c", &format!("kill -TERM {}", self.process.id())]).status().unwrap().success());
+        self.signal("TERM");
         let mut stderr = String::new();
         self.process.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
         (self.process.wait().unwrap().code().unwrap_or(-1), stderr)
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn said(output: &Output) -> (i32, String, String) {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
 
 /// A .npy file, with the header as numpy writes it.
@@ -94,7 +50,7 @@ fn tensors_go_in_and_come_out_and_outlive_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     let data = at.join("data");
-    let server = Server::start(&data, &[]);
+    let server = start(&data, &[]);
     let row_major: Vec<u8> = (0..1000 * 300u32).flat_map(|i| i.to_le_bytes()).collect();
     std::fs::write(at.join("a.npy"), npy("<u4", false, "(1000, 300)", &row_major)).unwrap();
     // The same tensor, column-major and big-endian: element (i, j) is 300 i + j.
@@ -130,7 +86,7 @@ fn tensors_go_in_and_come_out_and_outlive_the_server() {
 
     let (code, stderr) = server.stop();
     assert_eq!(code, 0, "{stderr}");
-    let server = Server::start(&data, &[]);
+    let server = start(&data, &[]);
     server.ok(at, &["get", "t/f", "again.npy"]);
     assert!(std::fs::read(at.join("again.npy")).unwrap().ends_with(&row_major));
     let (code, _, stderr) = server.run(at, &["rm", "t/none", "t/a", "t/f"]);
@@ -144,7 +100,7 @@ fn tensors_go_in_and_come_out_and_outlive_the_server() {
 fn failures_are_one_line_and_a_number() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let server = Server::start(&at.join("data"), &[]);
+    let server = start(&at.join("data"), &[]);
     std::fs::write(at.join("short.npy"), npy("<f4", false, "(10,)", &[0; 39])).unwrap();
     std::fs::write(at.join("long.npy"), npy("<f4", false, "(10,)", &[0; 41])).unwrap();
     std::fs::write(at.join("zip.npy"), b"PK\x03\x04").unwrap();
@@ -194,13 +150,13 @@ fn a_damaged_catalog_is_rebuilt_and_a_damaged_backend_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     let data = at.join("data");
-    let server = Server::start(&data, &[]);
+    let server = start(&data, &[]);
     std::fs::write(at.join("a.npy"), npy("<u4", false, "(2,)", &[7; 8])).unwrap();
     server.ok(at, &["put", "a.npy", "t/a"]);
     assert_eq!(server.stop().0, 0);
 
     std::fs::write(data.join("catalog/CURRENT"), "MANIFEST-nonsense\n").unwrap();
-    let server = Server::start(&data, &[]);
+    let server = start(&data, &[]);
     server.ok(at, &["get", "t/a", "back.npy"]);
     assert_eq!(std::fs::read(at.join("back.npy")).unwrap(), std::fs::read(at.join("a.npy")).unwrap());
     assert_eq!(server.stop().0, 0);
@@ -239,7 +195,7 @@ async fn a_drain_writes_what_is_in_memory_and_cuts_off_what_does_not_end() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("sira.toml");
     std::fs::write(&file, "[server]\ndrain_timeout = \"1s\"\n[storage.monitoring]\nmetrics_collection_interval = \"100ms\"\n").unwrap();
-    let server = Server::start(&folder.path().join("data"), &["--config", file.to_str().unwrap()]);
+    let server = start(&folder.path().join("data"), &["--config", file.to_str().unwrap()]);
     let client = Client::connect(&server.url).await.unwrap();
     let spec = TensorSpec::new(DType::UInt8, vec![8]).unwrap();
     client.put("t/whole", &spec, vec![1; 8], PutOptions::default()).await.unwrap();
@@ -263,7 +219,7 @@ async fn a_drain_writes_what_is_in_memory_and_cuts_off_what_does_not_end() {
     assert!(put.await.unwrap().is_err());
     assert!(unread.into_bytes().await.is_err(), "a get that is cut off does not look whole");
 
-    let server = Server::start(&folder.path().join("data"), &[]);
+    let server = start(&folder.path().join("data"), &[]);
     let client = Client::connect(&server.url).await.unwrap();
     assert_eq!(client.exists("t/whole").await.unwrap(), Some(1));
     let first = client.get("t/first", &GetOptions::default()).await.unwrap().into_bytes().await.unwrap();
@@ -278,7 +234,7 @@ async fn a_drain_writes_what_is_in_memory_and_cuts_off_what_does_not_end() {
     client.put("t/weak", &spec, vec![2; 8], weak()).await.unwrap();
     let (code, stderr) = tokio::task::spawn_blocking(|| server.stop()).await.unwrap();
     assert_eq!(code, 0, "{stderr}");
-    let server = Server::start(&folder.path().join("data"), &[]);
+    let server = start(&folder.path().join("data"), &[]);
     let client = Client::connect(&server.url).await.unwrap();
     let back = client.get("t/weak", &GetOptions::default()).await.unwrap().into_bytes().await.unwrap();
     assert_eq!(back, vec![2; 8]);

@@ -3,51 +3,23 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)] // clippy.toml allows it within #[test] functions, not in their helpers
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-
 use sira_client::{Client, ClientError, Code, Condition, DType, GetOptions, PutOptions, TensorSpec};
+
+#[allow(dead_code, reason = "each test file uses its own part of it")]
+mod common;
+
+use common::Server;
 
 const LEN: usize = 4 << 20;
 
-/// A running server; killed when dropped.
-struct Server {
-    process: Child,
-    tcp: String,
-    unix: String,
-    _data: tempfile::TempDir,
-}
-
-impl Server {
-    fn start() -> Server {
-        let data = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sira"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SIRA_")) {
-            command.env_remove(name);
-        }
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data.path().join("data"));
-        command.arg("--unix-socket").arg(data.path().join("socket")).env("SIRA_MEMORY__LIMIT", "256MiB");
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let lines = BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
-        let (mut unix, mut tcp) = (String::new(), String::new());
-        for line in lines {
-            if let Some(url) = line.strip_prefix("sira: socket on ") {
-                unix = url.to_owned();
-            }
-            if let Some(url) = line.strip_prefix("sira: listening on ") {
-                tcp = url.to_owned();
-                break;
-            }
-        }
-        Server { process, tcp, unix, _data: data }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// A server with a Unix socket, its URL there, and the folder of both.
+fn server() -> (Server, String, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(&folder.path().join("data"), |command| {
+        command.arg("--unix-socket").arg(folder.path().join("socket")).env("SIRA_MEMORY__LIMIT", "256MiB");
+    });
+    let unix = server.said.iter().find_map(|line| line.strip_prefix("sira: socket on ")).unwrap().to_owned();
+    (server, unix, folder)
 }
 
 fn spec(len: usize) -> TensorSpec {
@@ -60,8 +32,8 @@ fn all() -> GetOptions {
 
 #[tokio::test]
 async fn tensors_are_mapped_and_made_in_place_near_the_server_and_sent_elsewhere() {
-    let server = Server::start();
-    let (near, far) = (Client::connect(&server.unix).await.unwrap(), Client::connect(&server.tcp).await.unwrap());
+    let (server, unix, _folder) = server();
+    let (near, far) = (Client::connect(&unix).await.unwrap(), Client::connect(&server.url).await.unwrap());
     for (client, shared) in [(&near, true), (&far, false)] {
         let attributes = [("of".to_owned(), "me".to_owned())].into();
         let options = PutOptions { attributes, condition: Some(Condition::Absent), ttl: Some(60), ..PutOptions::default() };
@@ -95,8 +67,8 @@ async fn tensors_are_mapped_and_made_in_place_near_the_server_and_sent_elsewhere
 
 #[tokio::test]
 async fn what_is_held_has_a_cap_and_makes_room_when_it_is_dropped() {
-    let server = Server::start();
-    let client = Client::connect(&server.unix).await.unwrap();
+    let (_server, unix, _folder) = server();
+    let client = Client::connect(&unix).await.unwrap();
     let keys: Vec<String> = (0..24).map(|i| format!("ns/{i}")).collect();
     for key in &keys {
         client.put(key, &spec(LEN), vec![1; LEN], PutOptions::default()).await.unwrap();
@@ -114,8 +86,8 @@ async fn what_is_held_has_a_cap_and_makes_room_when_it_is_dropped() {
 
 #[tokio::test]
 async fn a_server_that_dies_is_an_error_and_what_is_mapped_stays() {
-    let mut server = Server::start();
-    let client = Client::connect(&server.unix).await.unwrap();
+    let (mut server, unix, _folder) = server();
+    let client = Client::connect(&unix).await.unwrap();
     client.put("ns/a", &spec(LEN), vec![1; LEN], PutOptions::default()).await.unwrap();
     let mapped = client.map("ns/a", &all()).await.unwrap();
     let made = client.create("ns/b", &spec(LEN), PutOptions::default()).await.unwrap();

@@ -19,10 +19,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::behind::Behind;
 use crate::catalog::{Catalog, OrderedKv};
-use crate::hot::{HotPart, HotTier};
+use crate::hot::HotTier;
 use crate::kvspecs::KvSpecs;
 use crate::ledger::Ledger;
-use crate::namespaces::{Namespace, Namespaces};
+use crate::namespaces::Namespaces;
 use crate::observe::{Meter, Observed, Question};
 use crate::part::PartSpec;
 use crate::pins::Pins;
@@ -34,13 +34,10 @@ use crate::seams::Seams;
 use crate::snapshot::{Demands, Snapshot};
 use crate::stats::{Counters, StoreStats};
 use crate::write::Writer;
-use crate::{StoreError, upkeep};
+use crate::{StoreError, memory, upkeep};
 
 /// Stripes of the key locks: commits of different keys rarely meet.
 const STRIPES: usize = 256;
-
-/// Parts that are moved at once to memory that can be shared.
-const SHARING: usize = 16;
 
 /// Bytes of a disk that puts leave free, or a quarter of a small one.
 const HEADROOM: u64 = 64 << 20;
@@ -150,7 +147,7 @@ pub(crate) struct Inner {
     tiers: RwLock<BTreeMap<String, Arc<Tier>>>,
     locks: Vec<Mutex<()>>,
     /// Held by whoever moves a part to memory that can be shared.
-    sharing: Vec<Mutex<()>>,
+    pub sharing: Vec<Mutex<()>>,
 }
 
 /// A registered backend.
@@ -222,7 +219,7 @@ impl StorageClient {
             tiers: RwLock::default(),
             regions: Pool::new(options.idle_limit),
             locks: (0..STRIPES).map(|_| Mutex::new(())).collect(),
-            sharing: (0..SHARING).map(|_| Mutex::new(())).collect(),
+            sharing: (0..memory::SHARING).map(|_| Mutex::new(())).collect(),
             ledger,
             options,
             seams,
@@ -430,48 +427,9 @@ impl Inner {
         self.router.read().explain(request)
     }
 
-    pub async fn reserve(&self, bytes: u64) -> Result<crate::ledger::Reservation, StoreError> {
-        self.ledger.reserve(bytes, |bytes| self.evict(bytes)).await
-    }
-
-    pub fn reserve_now(&self, bytes: u64) -> Result<crate::ledger::Reservation, StoreError> {
-        let reserve = || self.ledger.try_reserve(bytes);
-        let reserved = reserve().or_else(|| {
-            self.evict(bytes);
-            reserve()
-        });
-        reserved.ok_or_else(|| StoreError::Busy(format!("no {bytes} bytes of memory are free now")))
-    }
-
-    /// Evicts at least `bytes` from memory, or all: first what namespaces share.
-    pub fn evict(&self, bytes: u64) {
-        let before = self.shared.bytes();
-        self.shared.evict(bytes);
-        let freed = before.saturating_sub(self.shared.bytes());
-        if freed < bytes {
-            self.namespaces.evict(bytes - freed);
-        }
-    }
-
-    /// The part of memory that holds the tensors of a namespace.
-    pub fn hot(&self, namespace: &Namespace) -> Arc<HotTier> {
-        namespace.hot().unwrap_or_else(|| self.shared.clone())
-    }
-
-    /// Every part of memory.
-    pub fn all_memory(&self) -> Vec<Arc<HotTier>> {
-        let own = self.namespaces.all().into_iter().filter_map(|namespace| namespace.hot());
-        std::iter::once(self.shared.clone()).chain(own).collect()
-    }
-
     /// Whoever commits a record of `key` holds this.
     pub async fn lock(&self, key: &Key) -> tokio::sync::MutexGuard<'_, ()> {
         self.locks[xxh3_64(key.as_str().as_bytes()) as usize % STRIPES].lock().await
-    }
-
-    /// Whoever moves a part of `write_id` to memory that can be shared holds this.
-    pub async fn sharing(&self, write_id: &str) -> tokio::sync::MutexGuard<'_, ()> {
-        self.sharing[xxh3_64(write_id.as_bytes()) as usize % SHARING].lock().await
     }
 
     /// The latest record of `key`, tombstones and the expired included.
@@ -479,16 +437,6 @@ impl Inner {
         match self.behind.record(key) {
             Some(record) => Ok(Some(record)),
             None => self.catalog.record(key),
-        }
-    }
-
-    /// Keeps part number `index` of a record in memory, unless the record has been replaced meanwhile: whoever replaced it has forgotten already
-    /// what was in memory of it, so that nobody else would.
-    pub fn keep_hot(&self, hot: &HotTier, key: &Key, write_id: &str, index: usize, part: Arc<HotPart>) {
-        hot.insert(write_id, index, part);
-        let is_present = self.current(key).is_ok_and(|record| record.is_some_and(|record| record.write_id == write_id));
-        if !is_present {
-            hot.remove(write_id, index);
         }
     }
 

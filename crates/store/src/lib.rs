@@ -23,6 +23,7 @@ mod hot;
 mod kvspecs;
 pub mod ledger;
 mod many;
+mod memory;
 mod migrate;
 mod namespaces;
 pub mod observe;
