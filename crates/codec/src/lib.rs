@@ -9,6 +9,7 @@ mod error;
 mod gzip;
 mod lz4;
 mod planes;
+mod rans;
 mod zstd;
 
 pub use chain::{Chain, Encoded};
