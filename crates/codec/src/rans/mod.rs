@@ -260,6 +260,33 @@ mod tests {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn vectors_write_and_read_the_same_bytes() {
+        if !avx2::available() {
+            return;
+        }
+        for (most, len) in [(1, 32 * 100), (12, 32 * 150), (255, 32 * 1000)] {
+            let symbols = symbols(len, most, 11);
+            let table = Table::from_counts(&counts(&symbols));
+            let (mut plain, mut vectors) = ((Vec::new(), [LEAST; LANES]), (Vec::new(), [LEAST; LANES]));
+            encode_symbols(&symbols, 0, &table, &mut plain.1, &mut plain.0).unwrap();
+            avx2::encode_turns(&symbols, &table, &mut vectors.1, &mut vectors.0).unwrap();
+            assert!(plain == vectors, "{most}");
+
+            let (words, states) = plain;
+            let mut decoder = Decoder { words: &words, states, done: 0 };
+            let mut out = vec![0xee; len];
+            decoder.symbols(&table, &mut out).unwrap();
+            assert!(out == symbols && decoder.end().is_ok(), "{most}");
+
+            let (mut words, mut states) = (&words[..], states);
+            out.fill(0xee);
+            let done = avx2::decode_turns(&mut words, &table, &mut states, &mut out);
+            assert!(out[..done] == symbols[..done] && done > 0, "{most}: {done}");
+        }
+    }
+
     #[test]
     fn the_quotient_is_exact() {
         for frequency in 1..=4096u32 {
