@@ -168,7 +168,11 @@ mod tests {
                         merge(layout, block, row, &exponents[part], &rests[1..], &mut out[bytes]);
                     }
                 };
-                if vectors { on_vectors(both) } else { both() }
+                if vectors {
+                    on_vectors(both)
+                } else {
+                    both()
+                }
                 assert_eq!(rests.len(), 1 + layout.rest_bytes(block.elements()));
                 assert!(out == elements, "{dtype}");
             }
