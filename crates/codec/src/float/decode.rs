@@ -7,8 +7,8 @@ use super::{Float, Header, MAX_TABLES, Mode, pairs, planes};
 use crate::CodecError;
 use crate::rans::{self, LANES, Table};
 
-/// Rows that are decoded at a time, so that what lies between symbols and elements stays in the first cache.
-const STRIP: usize = 4 * ROWS;
+/// Rows whose symbols are decoded at a time: the table that takes lies in the first cache meanwhile, and pays for coming there.
+const STRIP: usize = 16 * ROWS;
 
 /// Decodes one chunk.
 pub(super) struct Decoder<'a> {
@@ -30,7 +30,7 @@ enum Symbols<'a> {
     Rans(rans::Decoder<'a>),
 }
 
-/// Memory for a strip.
+/// Memory for the symbols of a strip, and the exponents of eight rows.
 #[derive(Default)]
 struct Scratch {
     symbols: Vec<u8>,
@@ -66,8 +66,24 @@ impl<'a> Decoder<'a> {
     }
 
     /// All of it.
+    pub(super) fn decode(self, out: &mut [u8]) -> Result<(), CodecError> {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            #[allow(unsafe_code, reason = "calls the same code compiled for AVX2; measured: twice as fast and more")]
+            // SAFETY: the processor has what the function is compiled for.
+            return unsafe { self.decode_avx2(out) };
+        }
+        self.decode_inlined(out)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn decode_avx2(self, out: &mut [u8]) -> Result<(), CodecError> {
+        self.decode_inlined(out)
+    }
+
     #[inline(always)]
-    pub(super) fn decode(mut self, out: &mut [u8]) -> Result<(), CodecError> {
+    fn decode_inlined(mut self, out: &mut [u8]) -> Result<(), CodecError> {
         self.read_tables()?;
         let all = self.side;
         let records = self.header.cut.blocks(self.elements).map(|block| self.read_record(all, block)).collect::<Result<Vec<_>, _>>()?;
@@ -93,22 +109,28 @@ impl<'a> Decoder<'a> {
     fn block(&mut self, block: Block, mode: Mode, table: usize, bases: &[u8], elements: &mut [u8]) -> Result<(), CodecError> {
         let rests = self.take_rests(self.layout.rest_bytes(block.elements()))?;
         let table = self.tables.get(table);
-        let strip = STRIP * block.width;
         let scratch = &mut self.scratch;
-        scratch.symbols.resize(strip, 0);
-        scratch.exponents.resize(strip, 0);
-        for (row, elements) in (0..).step_by(STRIP).zip(elements.chunks_mut(strip * self.layout.item)) {
+        let eight = ROWS * block.width;
+        scratch.symbols.resize(STRIP * block.width, 0);
+        scratch.exponents.resize(eight, 0);
+        for (row, elements) in (0..).step_by(STRIP).zip(elements.chunks_mut(STRIP * block.width * self.layout.item)) {
             let count = elements.len() / self.layout.item;
-            let exponents = &mut scratch.exponents[..count];
+            let rows = (row..).step_by(ROWS).zip(elements.chunks_exact_mut(eight * self.layout.item));
             if mode == Mode::Exponents {
+                let exponents = &mut scratch.symbols[..count];
                 self.symbols.take(self.stage, table, exponents)?;
+                for ((row, elements), exponents) in rows.zip(exponents.chunks_exact(eight)) {
+                    planes::merge(self.layout, block, row, exponents, rests, elements);
+                }
             } else {
                 let symbols = &mut scratch.symbols[..count / 2];
                 self.symbols.take(self.stage, table, symbols)?;
-                let done = pairs::unpair(symbols, bases, &mut self.side, exponents);
-                done.ok_or_else(|| self.stage.corrupt("another escape", "the end"))?;
+                for ((row, elements), symbols) in rows.zip(symbols.chunks_exact(eight / 2)) {
+                    let done = pairs::unpair(symbols, bases, &mut self.side, &mut scratch.exponents);
+                    done.ok_or_else(|| self.stage.corrupt("another escape", "the end"))?;
+                    planes::merge(self.layout, block, row, &scratch.exponents, rests, elements);
+                }
             }
-            planes::merge(self.layout, block, row, exponents, rests, elements);
         }
         Ok(())
     }

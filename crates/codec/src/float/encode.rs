@@ -38,8 +38,24 @@ impl<'a> Encoder<'a> {
     }
 
     /// The whole chunk; longer than the input where nothing was gained.
+    pub(super) fn encode(self, shape: &[u64]) -> Result<Vec<u8>, CodecError> {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            #[allow(unsafe_code, reason = "calls the same code compiled for AVX2; measured: twice as fast and more")]
+            // SAFETY: the processor has what the function is compiled for.
+            return unsafe { self.encode_avx2(shape) };
+        }
+        self.encode_inlined(shape)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn encode_avx2(self, shape: &[u64]) -> Result<Vec<u8>, CodecError> {
+        self.encode_inlined(shape)
+    }
+
     #[inline(always)]
-    pub(super) fn encode(mut self, shape: &[u64]) -> Result<Vec<u8>, CodecError> {
+    fn encode_inlined(mut self, shape: &[u64]) -> Result<Vec<u8>, CodecError> {
         let elements = self.input.len() / self.layout.item;
         let cut = self.choose(shape, elements);
         self.out.resize(1 + Header::BYTES, CODED);
@@ -185,7 +201,9 @@ impl<'a> Encoder<'a> {
         } else {
             Mode::FarBases
         };
-        pairs::pair(block, &self.exponents, &self.bases, &mut self.symbols, &mut self.escapes);
+        let behind = &self.input[block.bytes(self.layout).end..];
+        let next = &behind[..behind.len().min(block.bytes(self.layout).len())];
+        pairs::pair(block, &self.exponents, &self.bases, next, &mut self.symbols, &mut self.escapes);
         mode
     }
 

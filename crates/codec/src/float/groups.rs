@@ -37,9 +37,9 @@ impl Groups {
         };
         let sums = &mut self.counts[group];
         sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum = sum.saturating_add(*count));
-        // As if each symbol had occurred once more, so that those that have not yet cost something finite.
-        let total = log2(sums.iter().map(|&count| u64::from(count) + 1).sum());
-        self.costs[group] = sums.map(|count| (total - log2(u64::from(count) + 1)) as u32);
+        // As if each symbol had occurred a sixteenth of a time more, so that those that have not yet cost something finite.
+        let total = log2(sums.iter().map(|&count| u64::from(count) * 16 + 1).sum());
+        self.costs[group] = sums.map(|count| (total - log2(u64::from(count) * 16 + 1)) as u32);
         group
     }
 
@@ -58,7 +58,7 @@ pub(super) fn entropy(counts: &Counts) -> u64 {
 fn log2(x: u64) -> u64 {
     let whole = x.checked_ilog2().unwrap_or(0);
     // The eight bits behind the leading one; log2(1 + t) is about t + .344 t (1 - t).
-    let t = (u128::from(x) << 8 >> whole) as u64 & 255;
+    let t = if whole < 8 { x << (8 - whole) } else { x >> (whole - 8) } & 255;
     u64::from(whole) * BIT + t + (t * (256 - t) * 88 >> 16)
 }
 

@@ -28,7 +28,6 @@ use decode::Decoder;
 use encode::Encoder;
 use groups::MAX_TABLES;
 use layout::{Cut, Layout};
-use planes::on_vectors;
 
 /// The two stages of the family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +51,7 @@ impl Codec for Float {
     }
 
     fn encode(&self, input: &[u8], context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError> {
-        let coded = Layout::of(context.dtype).map(|layout| on_vectors(|| Encoder::new(*self, layout, input).encode(context.shape)));
+        let coded = Layout::of(context.dtype).map(|layout| Encoder::new(*self, layout, input).encode(context.shape));
         if let Some(coded) = coded.transpose()?.filter(|coded| coded.len() <= input.len()) {
             return Ok(coded);
         }
@@ -72,7 +71,7 @@ impl Codec for Float {
                 out.copy_from_slice(rest);
                 Ok(())
             }
-            (Some((&CODED, rest)), Some(layout)) => on_vectors(|| Decoder::new(*self, layout, rest, out.len())?.decode(out)),
+            (Some((&CODED, rest)), Some(layout)) => Decoder::new(*self, layout, rest, out.len())?.decode(out),
             (first, _) => {
                 let expected = if Layout::of(context.dtype).is_some() { "a first byte of 0 or 1" } else { "a first byte of 0" };
                 Err(self.corrupt(expected, first.map_or("nothing".to_owned(), |(byte, _)| byte.to_string())))

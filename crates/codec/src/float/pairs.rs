@@ -5,6 +5,9 @@ use super::layout::Block;
 /// The nibble of an exponent that is out of reach: the exponent itself stands among the escapes.
 const ESCAPE: u8 = 15;
 
+/// Symbols that are looked through at a time for escapes, which are few.
+const SCAN: usize = 64;
+
 /// Exponents above the mean of a channel's maxima that a nibble still reaches.
 const HEADROOM: u32 = 4;
 
@@ -38,26 +41,54 @@ pub(super) fn one_base(bases: &mut [u8]) {
 }
 
 /// Appends a symbol for each two exponents of a column: that of the first row in the lower nibble, that of the second in the upper one.
-/// Exponents out of reach are appended to `escapes`, row by row.
+/// Exponents out of reach are appended to `escapes`, in the order of the symbols. Meanwhile `next` comes into the cache.
 #[inline(always)]
-pub(super) fn pair(block: Block, exponents: &[u8], bases: &[u8], symbols: &mut Vec<u8>, escapes: &mut Vec<u8>) {
+pub(super) fn pair(block: Block, exponents: &[u8], bases: &[u8], next: &[u8], symbols: &mut Vec<u8>, escapes: &mut Vec<u8>) {
     let width = block.width;
-    let start = symbols.len();
-    symbols.resize(start + block.elements() / 2, 0);
-    for (rows, symbols) in exponents.chunks_exact(2 * width).zip(symbols[start..].chunks_exact_mut(width)) {
+    let nibble = |base: &u8, exponent: &u8| base.wrapping_sub(*exponent).min(ESCAPE);
+    let mut next = next.chunks(next.len().div_ceil(block.rows / 2).max(1));
+    for rows in exponents.chunks_exact(2 * width) {
+        prefetch(next.next().unwrap_or_default());
         let (first, second) = rows.split_at(width);
-        let mut most = 0;
-        for (((symbol, first), second), base) in symbols.iter_mut().zip(first).zip(second).zip(bases) {
-            let (low, high) = (base.wrapping_sub(*first).min(ESCAPE), base.wrapping_sub(*second).min(ESCAPE));
-            *symbol = low | high << 4;
-            most = most.max(low).max(high);
-        }
-        if most == ESCAPE {
-            let escaped = |(exponent, base): &(&u8, &u8)| base.wrapping_sub(**exponent) >= ESCAPE;
-            escapes.extend(first.iter().zip(bases).filter(escaped).map(|(exponent, _)| exponent));
-            escapes.extend(second.iter().zip(bases).filter(escaped).map(|(exponent, _)| exponent));
+        let start = symbols.len();
+        symbols.extend(first.iter().zip(second).zip(bases).map(|((first, second), base)| nibble(base, first) | nibble(base, second) << 4));
+        for (symbols, start) in symbols[start..].chunks(SCAN).zip((0..).step_by(SCAN)) {
+            if escapes_in(symbols) {
+                for (column, symbol) in (start..).zip(symbols) {
+                    escapes.extend((symbol & 15 == ESCAPE).then(|| first[column]));
+                    escapes.extend((symbol >> 4 == ESCAPE).then(|| second[column]));
+                }
+            }
         }
     }
+}
+
+/// Whether a symbol among these, at most `SCAN`, stands for an escape.
+#[inline(always)]
+fn escapes_in(symbols: &[u8]) -> bool {
+    let nibbles = |symbol: &u8| (symbol & 15).max(symbol >> 4);
+    let most = match symbols.as_array::<SCAN>() {
+        // Of known length, and so a few instructions.
+        Some(symbols) => symbols.iter().fold(0, |most, symbol| nibbles(symbol).max(most)),
+        None => symbols.iter().fold(0, |most, symbol| nibbles(symbol).max(most)),
+    };
+    most == ESCAPE
+}
+
+/// Asks for memory that is read soon; the processor sees only runs, and a block's end ends one.
+#[inline(always)]
+pub(super) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        #[allow(unsafe_code, reason = "a hint; measured: encodes a quarter faster")]
+        // SAFETY: any address will do, and this one is valid.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 /// The inverse of [`pair`] for as many rows as there are in `exponents`. Takes what it needs from the front of `escapes`; `None` if there
@@ -67,19 +98,20 @@ pub(super) fn unpair(symbols: &[u8], bases: &[u8], escapes: &mut &[u8], exponent
     let width = bases.len();
     for (rows, symbols) in exponents.chunks_exact_mut(2 * width).zip(symbols.chunks_exact(width)) {
         let (first, second) = rows.split_at_mut(width);
-        let mut most = 0;
         for (((symbol, first), second), base) in symbols.iter().zip(first.iter_mut()).zip(second.iter_mut()).zip(bases) {
-            let (low, high) = (symbol & 15, symbol >> 4);
-            *first = base.wrapping_sub(low);
-            *second = base.wrapping_sub(high);
-            most = most.max(low).max(high);
+            *first = base.wrapping_sub(symbol & 15);
+            *second = base.wrapping_sub(symbol >> 4);
         }
-        if most == ESCAPE {
-            for (exponent, _) in first.iter_mut().zip(symbols).filter(|(_, symbol)| **symbol & 15 == ESCAPE) {
-                *exponent = *escapes.split_off_first()?;
-            }
-            for (exponent, _) in second.iter_mut().zip(symbols).filter(|(_, symbol)| **symbol >> 4 == ESCAPE) {
-                *exponent = *escapes.split_off_first()?;
+        for (symbols, start) in symbols.chunks(SCAN).zip((0..).step_by(SCAN)) {
+            if escapes_in(symbols) {
+                for (column, symbol) in (start..).zip(symbols) {
+                    if symbol & 15 == ESCAPE {
+                        first[column] = *escapes.split_off_first()?;
+                    }
+                    if symbol >> 4 == ESCAPE {
+                        second[column] = *escapes.split_off_first()?;
+                    }
+                }
             }
         }
     }
@@ -97,7 +129,7 @@ mod tests {
             let exponents: Vec<u8> = (0..640u32).map(|i| (i * i % 9973 % spread + i % 40 * 5) as u8).collect();
             let (mut base, mut symbols, mut escapes) = (Vec::new(), Vec::new(), Vec::new());
             bases(block, &exponents, &mut base);
-            pair(block, &exponents, &base, &mut symbols, &mut escapes);
+            pair(block, &exponents, &base, &[], &mut symbols, &mut escapes);
             assert_eq!(escapes.is_empty(), spread < 12, "{spread}");
             let mut out = vec![0xee; 640];
             let mut left = &escapes[..];
