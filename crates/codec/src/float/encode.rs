@@ -72,13 +72,8 @@ impl<'a> Encoder<'a> {
     fn finish(self, cut: Cut) -> Result<Vec<u8>, CodecError> {
         let mut out = self.out;
         let start = out.len();
-        let mut tables = Vec::new();
-        if self.stage == Float::Rans {
-            tables = self.groups.tables();
-            rans::encode_to(&mut out, &self.symbols, self.runs, &tables)?;
-        } else {
-            out.extend(&self.symbols);
-        }
+        let tables = self.groups.tables();
+        rans::encode_to(&mut out, &self.symbols, self.runs, &tables)?;
         let symbols = out.len() - start;
         let start = out.len();
         out.push(tables.len() as u8);
@@ -122,7 +117,15 @@ impl<'a> Encoder<'a> {
     fn block(&mut self, block: Block) {
         let (rests, symbols, escapes) = (self.out.len(), self.symbols.len(), self.escapes.len());
         self.split(block);
+        // What is not coded any further stands behind its block's rests.
+        let plain = self.stage == Float::Nibble;
+        if plain {
+            std::mem::swap(&mut self.out, &mut self.symbols);
+        }
         let mut mode = self.pair(block);
+        if plain {
+            std::mem::swap(&mut self.out, &mut self.symbols);
+        }
         let mut counts = [0; 256];
         let escaped = self.escapes.len() - escapes;
         let mut bits = escaped as u64 * 8 * BIT + self.bases_bits();

@@ -9,10 +9,11 @@
 //!
 //! # Bytes
 //! One byte: 0, and the input as it is follows (types that are not floats, and what would not get smaller); or 1, and a [`Header`],
-//! then symbols, rests, tail and side follow. All little-endian. The chunk is cut as [`layout::Cut::blocks`] says.
-//! - Symbols: those of all coded blocks; rANS with the run of each block, or as they are.
-//! - Rests, of each block: what [`planes::split`] leaves, or the elements of a block that stays as it is.
+//! then rests, tail, symbols and side follow. All little-endian. The chunk is cut as [`layout::Cut::blocks`] says.
+//! - Rests, of each block: what [`planes::split`] leaves and, in `float-nibble`, the symbols; or the elements of a block that stays as it
+//!   is.
 //! - Tail: the bytes behind the last block.
+//! - Symbols (`float-rans`): those of all coded blocks by rANS, each block a run; nothing if there are none.
 //! - Side: a number of tables, that many tables, a record for each block, then the escapes of all blocks. A record is the block's [`Mode`];
 //!   unless that is [`Mode::AsItIs`] the index of its table (`float-rans` only), and its bases if it has any.
 

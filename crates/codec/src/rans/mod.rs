@@ -283,7 +283,7 @@ mod tests {
             let (mut words, mut states) = (&words[..], states);
             out.fill(0xee);
             let done = avx2::decode_turns(&mut words, &table, &mut states, &mut out);
-            assert!(out[..done] == symbols[..done] && done + 320 > len, "{most}: {done}");
+            assert!(out[..done] == symbols[..done] && done > len / 2, "{most}: {done}");
         }
     }
 
