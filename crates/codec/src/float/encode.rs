@@ -150,6 +150,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Puts exponents in the place of a block's pairs if that takes less than `bits`.
+    #[inline(always)]
     fn by_exponents(&mut self, symbols: usize, escapes: usize, bits: u64, mode: &mut Mode, counts: &mut Counts) -> u64 {
         let mut single = [0; 256];
         count(&self.exponents, &mut single);
@@ -165,6 +166,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Appends the record of a block that has so many symbols.
+    #[inline(always)]
     fn record(&mut self, mode: Mode, counts: &Counts, symbols: usize) {
         self.records.push(mode as u8);
         if mode != Mode::AsItIs && self.stage == Float::Rans {
