@@ -168,7 +168,11 @@ mod tests {
         // A chunk that has only V.
         let mut second = Quality::default();
         let tensor = context.tensor;
-        second.add(&bytes(&[2.0, 0.0]), &bytes(&[1.0, 0.0]), ChunkContext { tensor, ..ChunkContext::new(DType::Float32, &[1, 2], &[1, 0]) });
+        second.add(
+            &bytes(&[2.0, 0.0]),
+            &bytes(&[1.0, 0.0]),
+            ChunkContext { tensor, ..ChunkContext::new(DType::Float32, &[1, 2], &[1, 0]) },
+        );
         assert_eq!((second.keys(), second.values()), (None, Some(0.5)));
         quality.merge(&second);
         assert_eq!(quality.values(), Some((1f64 / 5.0).sqrt()));
@@ -183,7 +187,11 @@ mod tests {
         for (facts, expected) in [(&packed, (Some(1.0), Some(0.0))), (&alone, (None, Some((1f64 / 5.0).sqrt())))] {
             let tensor = TensorContext { shape: &[1, 2], axes: &axes, kv: Some(facts) };
             let mut quality = Quality::default();
-            quality.add(&bytes(&[1.0, 2.0]), &bytes(&[2.0, 2.0]), ChunkContext { tensor, ..ChunkContext::new(DType::Float32, &[1, 2], &[0, 0]) });
+            quality.add(
+                &bytes(&[1.0, 2.0]),
+                &bytes(&[2.0, 2.0]),
+                ChunkContext { tensor, ..ChunkContext::new(DType::Float32, &[1, 2], &[0, 0]) },
+            );
             assert_eq!((quality.keys(), quality.values()), expected);
         }
         let mut flat = Quality::default();

@@ -1,5 +1,7 @@
 //! `.npy`, versions 1 to 3: a magic number, a header that is a Python dict, the bytes of one array.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use sira_tensor::{DType, TensorSpec};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -269,7 +271,10 @@ mod tests {
                 let file = header(&spec).unwrap();
                 assert!(file.len().is_multiple_of(64) && file.ends_with(b"\n"));
                 let layout = read(&file).await.unwrap();
-                assert_eq!(layout, Layout { spec, start: file.len() as u64, last: true, fortran: false, swap: 1, metadata: BTreeMap::new() });
+                assert_eq!(
+                    layout,
+                    Layout { spec, start: file.len() as u64, last: true, fortran: false, swap: 1, metadata: BTreeMap::new() }
+                );
             }
         }
         assert_eq!(header(&TensorSpec::new(DType::BFloat16, vec![2]).unwrap()), None);

@@ -170,7 +170,10 @@ mod tests {
                 let mut file = header(&spec, "a/b \"c\"").unwrap();
                 assert_eq!(file.len() % 8, 0);
                 let layout = read_header(&mut file.as_slice(), None).await.unwrap();
-                assert_eq!(layout, Layout { spec: spec.clone(), start: file.len() as u64, last: true, fortran: false, swap: 1, metadata: BTreeMap::new() });
+                assert_eq!(
+                    layout,
+                    Layout { spec: spec.clone(), start: file.len() as u64, last: true, fortran: false, swap: 1, metadata: BTreeMap::new() }
+                );
                 file.extend(vec![0; spec.nbytes() as usize]);
                 let view = safetensors::SafeTensors::deserialize(&file).unwrap();
                 assert_eq!(view.tensor("a/b \"c\"").unwrap().shape().len(), spec.shape().len());

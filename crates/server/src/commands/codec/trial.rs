@@ -46,11 +46,12 @@ impl Subject<'_> {
         let (encode, encoded) = timed(seconds, || cells.iter().map(|cell| chain.encode(&cell.raw, self.context(cell))).collect())?;
         let decode_all = || {
             let pairs = cells.iter().zip(&encoded);
-            pairs.map(|(cell, encoded)| match encoded {
-                Encoded::Raw => Ok(cell.raw.clone()),
-                Encoded::Bytes(stored) => chain.decode(stored, cell.raw.len(), self.context(cell)),
-            })
-            .collect()
+            pairs
+                .map(|(cell, encoded)| match encoded {
+                    Encoded::Raw => Ok(cell.raw.clone()),
+                    Encoded::Bytes(stored) => chain.decode(stored, cell.raw.len(), self.context(cell)),
+                })
+                .collect()
         };
         let (decode, decoded) = timed(seconds, decode_all)?;
         let mut quality = Quality::default();
