@@ -101,7 +101,7 @@ impl Chain {
         Chain { text: Chain::NONE.into(), stages: Arc::new([]) }
     }
 
-    /// The registered stages and what they take: `none, planes, lz4, zstd:1-22, gzip:1-9`.
+    /// The registered stages and what they take: `none, planes, lz4, float-nibble, float-rans, zstd:1-22, gzip:1-9`.
     pub fn known() -> String {
         STAGES.iter().fold(Chain::NONE.to_owned(), |mut text, stage| {
             text.push_str(", ");

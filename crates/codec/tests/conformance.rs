@@ -26,3 +26,8 @@ fn planes_and_zstd() {
 fn planes_and_gzip() {
     check_chain("planes+planes+gzip:1");
 }
+
+#[test]
+fn planes_and_float_rans() {
+    check_chain("planes+float-rans");
+}

@@ -74,7 +74,7 @@ impl<'a> Decoder<'a> {
     }
 
     #[inline(always)]
-    fn decode_inlined(mut self, out: &mut [u8]) -> Result<(), CodecError> {
+    pub(super) fn decode_inlined(mut self, out: &mut [u8]) -> Result<(), CodecError> {
         self.read_tables()?;
         let all = self.side;
         let records = self.header.cut.blocks(self.elements).map(|block| self.read_record(all, block)).collect::<Result<Vec<_>, _>>()?;

@@ -55,7 +55,7 @@ impl<'a> Encoder<'a> {
     }
 
     #[inline(always)]
-    fn encode_inlined(mut self, shape: &[u64]) -> Result<Vec<u8>, CodecError> {
+    pub(super) fn encode_inlined(mut self, shape: &[u64]) -> Result<Vec<u8>, CodecError> {
         let elements = self.input.len() / self.layout.item;
         let cut = self.choose(shape, elements);
         self.out.resize(1 + Header::BYTES, CODED);
