@@ -10,11 +10,13 @@ mod gzip;
 mod kv;
 mod lz4;
 mod planes;
+mod quality;
 mod zstd;
 
 pub use chain::{Chain, Encoded};
 pub use error::CodecError;
 pub use kv::KvFacts;
+pub use quality::Quality;
 
 use sira_tensor::{DType, TensorSpec};
 
