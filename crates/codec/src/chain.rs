@@ -10,13 +10,15 @@ use std::sync::Arc;
 use sira_tensor::{TensorSpec, grid};
 
 use crate::gzip::Gzip;
+use crate::kvq;
 use crate::lz4::Lz4;
 use crate::planes::Planes;
+use crate::quant::{self, Fp8};
 use crate::zstd::Zstd;
 use crate::{ChunkContext, Codec, CodecError};
 
 /// Every stage there is. A new codec is a module and a row here.
-const STAGES: [Registration; 4] = [
+const STAGES: [Registration; 8] = [
     Registration { name: "planes", takes: Takes::Nothing(|| Box::new(Planes)) },
     Registration { name: "lz4", takes: Takes::Nothing(|| Box::new(Lz4)) },
     // After planes level 1 is both smaller and faster than 3 on bf16: what matches 3 finds are not worth their cost.
@@ -25,6 +27,10 @@ const STAGES: [Registration; 4] = [
         takes: Takes::Level(Levels { all: 1..=22, alone: 3, after_another: 1 }, |level| Box::new(Zstd { level })),
     },
     Registration { name: "gzip", takes: Takes::Level(Levels { all: 1..=9, alone: 6, after_another: 6 }, |level| Box::new(Gzip { level })) },
+    Registration { name: "int8", takes: Takes::Arguments { form: quant::FORM, build: quant::build_int8 } },
+    Registration { name: "int4", takes: Takes::Arguments { form: quant::FORM, build: quant::build_int4 } },
+    Registration { name: "fp8", takes: Takes::Nothing(|| Box::new(Fp8)) },
+    Registration { name: "kvq", takes: Takes::Arguments { form: kvq::FORM, build: kvq::build } },
 ];
 
 struct Registration {

@@ -8,9 +8,12 @@ pub mod conformance;
 mod error;
 mod gzip;
 mod kv;
+mod kvq;
 mod lz4;
 mod planes;
 mod quality;
+mod quant;
+mod rans;
 mod zstd;
 
 pub use chain::{Chain, Encoded};

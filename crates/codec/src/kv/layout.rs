@@ -1,5 +1,6 @@
 //! A chunk as the matrices that attention sees: tokens by dimensions, one for each layer, K or V, and head.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 
 use half::f16;
@@ -35,6 +36,7 @@ pub(crate) struct Layout<'a> {
     columns: Vec<Columns>,
     facts: Option<&'a KvFacts>,
     rope: Option<&'a Rope>,
+    rotation: OnceCell<Option<Rotation>>,
 }
 
 /// A matrix of the chunk: all its tokens, in the dimensions of one head.
@@ -143,6 +145,7 @@ impl<'a> Layout<'a> {
             outer,
             facts,
             rope: facts.and_then(|kv| kv.rope.as_ref()).filter(|_| one_sequence && dim.is_some_and(|axis| axis.name == "dim")),
+            rotation: OnceCell::new(),
         })
     }
 
@@ -197,9 +200,9 @@ impl<'a> Layout<'a> {
     }
 
     /// The rotation of the keys in `matrix`, if it is known and can be undone: that of all its tokens, first to last.
-    pub(crate) fn rotation(&self, matrix: &Matrix) -> Option<Rotation> {
-        let rope = self.rope.filter(|_| matrix.kind == Kind::K && matrix.whole && self.has_tokens)?;
-        Rotation::of(rope, matrix.dim, self.first_token)
+    pub(crate) fn rotation(&self, matrix: &Matrix) -> Option<&Rotation> {
+        let rope = self.rope.filter(|rope| matrix.kind == Kind::K && matrix.whole && self.has_tokens && rope.dim as usize <= matrix.dim)?;
+        self.rotation.get_or_init(|| Rotation::of(rope, self.first_token, self.tokens)).as_ref()
     }
 
     /// Position in the sequence of the chunk's first token; that in the tensor where no more is known.

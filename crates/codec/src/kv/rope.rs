@@ -13,40 +13,45 @@ const RESTART: u64 = 64;
 
 /// The rotation of consecutive tokens' keys.
 ///
-/// All arithmetic is in `f64` by the `libm` crate and in `f32` without fused operations, so that it is the same on every machine.
+/// Angles are calculated in `f64` by the `libm` crate, and keys turned in `f32` without fused operations, so that all is the same on every
+/// machine. They are those of the formula, not of a model's own rounding of it; taking one and the same rotation back and forth is what matters.
 #[derive(Clone, Debug)]
 pub(crate) struct Rotation {
-    /// Radians a token, one a pair of dimensions.
-    frequencies: Vec<f64>,
     style: RopeStyle,
-    first_position: u64,
-}
-
-/// Sines and cosines of a token's pairs.
-struct Angles<'a> {
-    rotation: &'a Rotation,
-    /// Cosine and sine of each pair's angle at the current token.
-    now: Vec<(f64, f64)>,
-    /// The same of one token's step.
-    step: Vec<(f64, f64)>,
-    position: u64,
+    pairs: usize,
+    /// Of each token the cosines of its pairs' angles, and the sines.
+    cosines: Vec<f32>,
+    sines: Vec<f32>,
 }
 
 impl Rotation {
-    /// The rotation of heads of `dim` dimensions by `rope`, from the token `first_token` of its sequence on; `None` where it does not fit
-    /// the head or is scaled in a way that is not known.
-    pub(crate) fn of(rope: &Rope, dim: usize, first_token: u64) -> Option<Rotation> {
-        if rope.dim as usize > dim || rope.dim == 0 || !rope.dim.is_multiple_of(2) {
-            return None;
+    /// The rotation by `rope` of `tokens` tokens, the first of which is `first_token` of its sequence; `None` where the embedding is scaled
+    /// in a way that is not known.
+    pub(crate) fn of(rope: &Rope, first_token: u64, tokens: usize) -> Option<Rotation> {
+        let frequencies = frequencies(rope)?;
+        let first = rope.first_position.checked_add(first_token)?;
+        let pairs = frequencies.len();
+        let (mut cosines, mut sines) = (Vec::with_capacity(tokens * pairs), Vec::with_capacity(tokens * pairs));
+        let step: Vec<(f64, f64)> = frequencies.iter().map(|frequency| angle(*frequency, 1)).collect();
+        let mut now = Vec::new();
+        for position in (first..=u64::MAX).take(tokens) {
+            if now.is_empty() || position.is_multiple_of(RESTART) {
+                now = frequencies.iter().map(|frequency| angle(*frequency, position)).collect();
+            } else {
+                turn(&mut now, &step);
+            }
+            cosines.extend(now.iter().map(|(cosine, _)| *cosine as f32));
+            sines.extend(now.iter().map(|(_, sine)| *sine as f32));
         }
-        let of_pair = |pair: u32| libm::pow(rope.theta, -2.0 * f64::from(pair) / f64::from(rope.dim));
-        let mut frequencies: Vec<f64> = (0..rope.dim / 2).map(of_pair).collect();
-        scale(&mut frequencies, rope.theta, &rope.scaling)?;
-        let first_position = rope.first_position.checked_add(first_token)?;
-        frequencies.iter().all(|frequency| frequency.is_finite()).then_some(Rotation { frequencies, style: rope.style, first_position })
+        Some(Rotation { style: rope.style, pairs, cosines, sines })
     }
 
-    /// Rotates consecutive tokens' keys, rows of `dim` values, as the model did.
+    /// Dimensions that are rotated; a head has as many or more.
+    pub(crate) fn dim(&self) -> usize {
+        2 * self.pairs
+    }
+
+    /// Rotates the tokens' keys, rows of `dim` values, as the model did.
     pub(crate) fn apply(&self, keys: &mut [f32], dim: usize) {
         self.turn(keys, dim, 1.0);
     }
@@ -56,49 +61,50 @@ impl Rotation {
         self.turn(keys, dim, -1.0);
     }
 
-    fn turn(&self, keys: &mut [f32], dim: usize, direction: f64) {
-        let pairs = self.frequencies.len();
-        let mut angles = Angles::new(self);
-        let (mut cosines, mut sines) = (vec![0.0f32; pairs], vec![0.0f32; pairs]);
-        for key in keys.chunks_exact_mut(dim) {
-            for ((cosine, sine), now) in cosines.iter_mut().zip(&mut sines).zip(&angles.now) {
-                (*cosine, *sine) = (now.0 as f32, (now.1 * direction) as f32);
-            }
+    fn turn(&self, keys: &mut [f32], dim: usize, direction: f32) {
+        let angles = self.cosines.chunks_exact(self.pairs).zip(self.sines.chunks_exact(self.pairs));
+        for (key, (cosines, sines)) in keys.chunks_exact_mut(dim).zip(angles) {
             match self.style {
                 RopeStyle::Half => {
-                    let (first, second) = key[..2 * pairs].split_at_mut(pairs);
-                    for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(&cosines).zip(&sines) {
-                        (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+                    let (first, second) = key[..2 * self.pairs].split_at_mut(self.pairs);
+                    for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+                        (*a, *b) = (*a * cosine - *b * (sine * direction), *b * cosine + *a * (sine * direction));
                     }
                 }
                 RopeStyle::Interleaved => {
-                    for (([a, b], cosine), sine) in key[..2 * pairs].as_chunks_mut().0.iter_mut().zip(&cosines).zip(&sines) {
-                        (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+                    for (([a, b], cosine), sine) in key[..2 * self.pairs].as_chunks_mut().0.iter_mut().zip(cosines).zip(sines) {
+                        (*a, *b) = (*a * cosine - *b * (sine * direction), *b * cosine + *a * (sine * direction));
                     }
                 }
             }
-            angles.next();
         }
+    }
+
+    /// A number that differs between rotations, in all likelihood.
+    pub(crate) fn fingerprint(&self) -> u32 {
+        // FNV-1a over the last token's angles and what is paired.
+        let last = self.cosines.len() - self.cosines.len().min(self.pairs);
+        let angles = self.cosines[last..].iter().chain(&self.sines[last..]).flat_map(|value| value.to_le_bytes());
+        let style = [u8::from(self.style == RopeStyle::Interleaved)];
+        angles.chain(style).fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
     }
 }
 
-impl<'a> Angles<'a> {
-    fn new(rotation: &'a Rotation) -> Angles<'a> {
-        let at = |position: u64| rotation.frequencies.iter().map(|frequency| angle(*frequency, position)).collect();
-        Angles { rotation, now: at(rotation.first_position), step: at(1), position: rotation.first_position }
+/// Radians a token, one a pair of dimensions.
+fn frequencies(rope: &Rope) -> Option<Vec<f64>> {
+    if rope.dim == 0 || !rope.dim.is_multiple_of(2) {
+        return None;
     }
+    let of_pair = |pair: u32| libm::pow(rope.theta, -2.0 * f64::from(pair) / f64::from(rope.dim));
+    let mut frequencies: Vec<f64> = (0..rope.dim / 2).map(of_pair).collect();
+    scale(&mut frequencies, rope.theta, &rope.scaling)?;
+    frequencies.iter().all(|frequency| frequency.is_finite()).then_some(frequencies)
+}
 
-    fn next(&mut self) {
-        self.position = self.position.saturating_add(1);
-        if self.position.is_multiple_of(RESTART) {
-            for (now, frequency) in self.now.iter_mut().zip(&self.rotation.frequencies) {
-                *now = angle(*frequency, self.position);
-            }
-        } else {
-            for ((cosine, sine), step) in self.now.iter_mut().zip(&self.step) {
-                (*cosine, *sine) = (*cosine * step.0 - *sine * step.1, *sine * step.0 + *cosine * step.1);
-            }
-        }
+/// Turns each by its step.
+fn turn(now: &mut [(f64, f64)], step: &[(f64, f64)]) {
+    for ((cosine, sine), step) in now.iter_mut().zip(step) {
+        (*cosine, *sine) = (*cosine * step.0 - *sine * step.1, *sine * step.0 + *cosine * step.1);
     }
 }
 
@@ -178,7 +184,7 @@ mod tests {
     fn pairs_turn_by_position_times_frequency() {
         // Two pairs: the first turns by one radian a token, the second by a hundredth.
         for (style, order) in [(RopeStyle::Half, [0, 2, 1, 3]), (RopeStyle::Interleaved, [0, 1, 2, 3])] {
-            let rotation = Rotation::of(&rope(style, 4, 2, "{}"), 5, 1).unwrap();
+            let rotation = Rotation::of(&rope(style, 4, 2, "{}"), 1, 1).unwrap();
             let mut pairs = [1.0, 0.0, 0.0, 2.0];
             let mut key = [0.0, 0.0, 0.0, 0.0, 7.0];
             order.iter().zip(pairs).for_each(|(&at, value)| key[at] = value);
@@ -193,21 +199,19 @@ mod tests {
     #[test]
     fn steps_are_as_good_as_angles_of_their_own() {
         let far = 1_000_003;
-        let rotation = Rotation::of(&rope(RopeStyle::Half, 64, 0, "{}"), 64, far).unwrap();
-        let mut angles = Angles::new(&rotation);
-        for position in far..far + 300 {
-            for (now, frequency) in angles.now.iter().zip(&rotation.frequencies) {
-                let (cosine, sine) = angle(*frequency, position);
-                assert!((now.0 - cosine).abs() < 1e-9 && (now.1 - sine).abs() < 1e-9);
+        let rotation = Rotation::of(&rope(RopeStyle::Half, 64, 0, "{}"), far, 300).unwrap();
+        for (token, (cosines, sines)) in rotation.cosines.chunks(32).zip(rotation.sines.chunks(32)).enumerate() {
+            for (pair, (cosine, sine)) in cosines.iter().zip(sines).enumerate() {
+                let expected = angle(1e4f64.powf(-(pair as f64) / 32.0), far + token as u64);
+                assert!((f64::from(*cosine) - expected.0).abs() < 1e-7 && (f64::from(*sine) - expected.1).abs() < 1e-7);
             }
-            angles.next();
         }
     }
 
     #[test]
     fn undoing_gives_the_keys_back() {
         for style in [RopeStyle::Half, RopeStyle::Interleaved] {
-            let rotation = Rotation::of(&rope(style, 6, 0, "{}"), 8, u64::from(u32::MAX)).unwrap();
+            let rotation = Rotation::of(&rope(style, 6, 0, "{}"), u64::from(u32::MAX), 100).unwrap();
             let keys: Vec<f32> = (0..800).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
             let mut turned = keys.clone();
             rotation.undo(&mut turned, 8);
@@ -219,7 +223,7 @@ mod tests {
 
     #[test]
     fn scalings_are_those_of_transformers() {
-        let of = |scaling: &str| Rotation::of(&rope(RopeStyle::Half, 128, 0, scaling), 128, 0).map(|rotation| rotation.frequencies);
+        let of = |scaling: &str| frequencies(&rope(RopeStyle::Half, 128, 0, scaling));
         let plain = of("{}").unwrap();
         let ratios = |scaling: &str| -> Vec<f64> { of(scaling).unwrap().iter().zip(&plain).map(|(a, b)| a / b).collect() };
         assert!(ratios(r#"{"type":"linear","factor":4}"#).iter().all(|ratio| *ratio == 0.25));
@@ -239,14 +243,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_undone_is_left() {
-        let of = |dim, scaling: &str| Rotation::of(&rope(RopeStyle::Half, dim, 0, scaling), 64, 0).is_some();
+        let of = |dim, scaling: &str| Rotation::of(&rope(RopeStyle::Half, dim, 0, scaling), 0, 1).is_some();
         assert!(of(64, "{}") && of(2, "{}"));
-        assert!(!of(66, "{}") && !of(0, "{}"));
+        assert!(!of(3, "{}") && !of(0, "{}"));
         for unknown in
             [r#"{"type":"longrope"}"#, r#"{"factor":2}"#, r#"{"type":7}"#, r#"{"type":"linear"}"#, r#"{"type":"llama3","factor":8}"#]
         {
             assert!(!of(64, unknown), "{unknown}");
         }
-        assert!(Rotation::of(&rope(RopeStyle::Half, 64, u64::MAX, "{}"), 64, 1).is_none());
+        assert!(Rotation::of(&rope(RopeStyle::Half, 64, u64::MAX, "{}"), 1, 1).is_none());
     }
 }
