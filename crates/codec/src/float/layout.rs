@@ -1,5 +1,7 @@
 //! What a float is made of, as this family sees it, and how a chunk is cut into blocks.
 
+use std::ops::Range;
+
 use sira_tensor::DType;
 
 /// Where exponent, sign and mantissa lie in an element.
@@ -45,6 +47,9 @@ pub(super) const ROWS: usize = 8;
 /// Elements that a block should have: exponents, rests and symbols of one stay in the second cache.
 const BLOCK: usize = 48 << 10;
 
+/// The widest row: of a wider one, a column of a block is too short to be worth a base of its own.
+const MAX_WIDTH: usize = BLOCK / 64;
+
 /// Width of the block at the end that takes what no row is left for, and of chunks that have no channels.
 pub(super) const NARROW: usize = 32;
 
@@ -67,11 +72,21 @@ impl Block {
     pub(super) fn elements(self) -> usize {
         self.rows * self.width
     }
+
+    /// Where its elements lie in the chunk.
+    pub(super) fn bytes(self, layout: Layout) -> Range<usize> {
+        self.start * layout.item..(self.start + self.elements()) * layout.item
+    }
 }
 
 impl Cut {
     /// Without channels.
     pub(super) const FLAT: Cut = Cut { width: NARROW, rows: BLOCK / NARROW };
+
+    /// Whether [`Cut::blocks`] is defined.
+    pub(super) fn is_sound(self) -> bool {
+        (NARROW..=MAX_WIDTH).contains(&self.width) && self.rows > 0 && self.rows.is_multiple_of(ROWS)
+    }
 
     /// The cuts worth trying: elements of a column belong together where a row is the last axis, or the last two (the dimensions of all
     /// heads, in a KV cache); and no channels at all.
@@ -80,8 +95,7 @@ impl Cut {
         for axes in 1..=2 {
             let Some((outer, inner)) = shape.len().checked_sub(axes).map(|at| shape.split_at(at)) else { break };
             let width = inner.iter().try_fold(1, |product: usize, &extent| product.checked_mul(usize::try_from(extent).ok()?));
-            // Wider, a column of a block is too short to be worth a number of its own.
-            let Some(width) = width.filter(|width| (NARROW..=BLOCK / 64).contains(width)) else { continue };
+            let Some(width) = width.filter(|width| (NARROW + 1..=MAX_WIDTH).contains(width)) else { continue };
             let most = BLOCK * 5 / 4 / width;
             let period = outer.last().and_then(|&extent| usize::try_from(extent).ok()).unwrap_or(most).max(1);
             // A block should end where the axis of its rows does.
@@ -136,7 +150,7 @@ mod tests {
         assert_eq!(cut(&[4, 4, 64, 3, 64]), Cut { width: 192, rows: 320 });
         for shape in [&[][..], &[7], &[100, 4096], &[u64::MAX, u64::MAX, u64::MAX], &[0, 64], &[3, 0, 64]] {
             for cut in Cut::candidates(shape) {
-                assert!(cut.width >= NARROW && cut.rows >= ROWS && cut.rows.is_multiple_of(ROWS), "{shape:?}: {cut:?}");
+                assert!(cut.is_sound() && u16::try_from(cut.rows).is_ok(), "{shape:?}: {cut:?}");
             }
         }
     }

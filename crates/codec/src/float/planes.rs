@@ -1,6 +1,6 @@
 //! Elements apart into exponents and rests, and together again.
 //!
-//! Written as plain loops over rows that the compiler turns into vector code; [`on_vectors`] has it use the widest there are.
+//! Plain loops over rows that the compiler turns into vector code: inlined, to be compiled for whatever the caller is compiled for.
 
 use super::layout::{Block, Layout, ROWS};
 
@@ -11,40 +11,42 @@ use super::layout::{Block, Layout, ROWS};
 /// row i.
 #[inline(always)]
 pub(super) fn split(layout: Layout, block: Block, elements: &[u8], exponents: &mut [u8], rests: &mut Vec<u8>) {
-    let start = rests.len();
-    rests.resize(start + layout.rest_bytes(block.elements()), 0);
-    let (low, high) = rests[start..].split_at_mut(layout.low * block.elements());
     match (layout.item, layout.low) {
-        (2, 0) => split_wide(elements.as_chunks().0, exponents, high, |element: &[u8; 2]| u16::from_le_bytes(*element)),
+        (2, 0) => split_wide(elements.as_chunks().0, exponents, rests, |element: &[u8; 2]| u16::from_le_bytes(*element)),
         (4, _) => {
-            split_wide(elements.as_chunks().0, exponents, high, |element: &[u8; 4]| u16::from_le_bytes([element[2], element[3]]));
-            for (low, element) in low.as_chunks_mut::<2>().0.iter_mut().zip(elements.as_chunks::<4>().0) {
-                *low = [element[0], element[1]];
-            }
+            let elements = elements.as_chunks().0;
+            rests.extend(elements.iter().flat_map(|element: &[u8; 4]| [element[0], element[1]]));
+            split_wide(elements, exponents, rests, |element| u16::from_le_bytes([element[2], element[3]]));
         }
         (2, _) => {
             let elements = elements.as_chunks::<2>().0;
-            for (low, element) in low.iter_mut().zip(elements) {
-                *low = element[0];
-            }
-            split_narrow(layout, block, elements, exponents, high, |element| element[1]);
+            rests.extend(elements.iter().map(|element| element[0]));
+            split_narrow(layout, block, elements, exponents, rests, |element| element[1]);
         }
-        _ => split_narrow(layout, block, elements, exponents, high, |element| *element),
+        _ => split_narrow(layout, block, elements, exponents, rests, |element| *element),
     }
 }
 
 #[inline(always)]
-fn split_wide<T>(elements: &[T], exponents: &mut [u8], rests: &mut [u8], high: impl Fn(&T) -> u16) {
-    for ((element, exponent), rest) in elements.iter().zip(exponents).zip(rests) {
-        let bits = high(element);
-        *exponent = (bits >> 7) as u8;
-        *rest = (bits & 0x7f) as u8 | (bits >> 8 & 0x80) as u8;
+fn split_wide<T>(elements: &[T], exponents: &mut [u8], rests: &mut Vec<u8>, high: impl Fn(&T) -> u16) {
+    // In parts that stay in the first cache, since they are read twice.
+    for (elements, exponents) in elements.chunks(1 << 10).zip(exponents.chunks_mut(1 << 10)) {
+        rests.extend(elements.iter().map(|element| {
+            let bits = high(element);
+            (bits & 0x7f) as u8 | (bits >> 8 & 0x80) as u8
+        }));
+        for (element, exponent) in elements.iter().zip(exponents) {
+            *exponent = (high(element) >> 7) as u8;
+        }
     }
 }
 
 #[inline(always)]
-fn split_narrow<T>(layout: Layout, block: Block, elements: &[T], exponents: &mut [u8], rests: &mut [u8], high: impl Fn(&T) -> u8) {
+fn split_narrow<T>(layout: Layout, block: Block, elements: &[T], exponents: &mut [u8], rests: &mut Vec<u8>, high: impl Fn(&T) -> u8) {
     let width = block.width;
+    let start = rests.len();
+    rests.resize(start + block.elements() / 8 * layout.rest as usize, 0);
+    let rests = &mut rests[start..];
     let rows = elements.chunks_exact(width * ROWS).zip(exponents.chunks_exact_mut(width * ROWS));
     for ((elements, exponents), planes) in rows.zip(rests.chunks_exact_mut(width * layout.rest as usize)) {
         for ((row, elements), exponents) in (0..).zip(elements.chunks_exact(width)).zip(exponents.chunks_exact_mut(width)) {
@@ -120,24 +122,6 @@ fn merge_narrow<T>(layout: Layout, width: usize, exponents: &[u8], rests: &[u8],
     }
 }
 
-/// Calls `work`, compiled for AVX2 where the processor has it.
-#[inline(always)]
-pub(super) fn on_vectors<T>(work: impl FnOnce() -> T) -> T {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn wide<T>(work: impl FnOnce() -> T) -> T {
-            work()
-        }
-        if is_x86_feature_detected!("avx2") {
-            #[allow(unsafe_code, reason = "the only way to have the loops compiled for AVX2")]
-            // SAFETY: the processor has what the function is compiled for.
-            return unsafe { wide(work) };
-        }
-    }
-    work()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,22 +140,17 @@ mod tests {
                     wide.to_le_bytes()[4 - layout.item..].to_vec()
                 })
                 .collect();
-            for vectors in [false, true] {
-                let mut exponents = vec![0; block.elements()];
-                let mut rests = vec![9];
-                let mut out = vec![0xee; elements.len()];
-                let mut both = || {
-                    split(layout, block, &elements, &mut exponents, &mut rests);
-                    for row in (0..block.rows).step_by(64) {
-                        let part = row * block.width..(row + 64) * block.width;
-                        let bytes = part.start * layout.item..part.end * layout.item;
-                        merge(layout, block, row, &exponents[part], &rests[1..], &mut out[bytes]);
-                    }
-                };
-                if vectors { on_vectors(both) } else { both() }
-                assert_eq!(rests.len(), 1 + layout.rest_bytes(block.elements()));
-                assert!(out == elements, "{dtype}");
+            let mut exponents = vec![0; block.elements()];
+            let mut rests = vec![9];
+            split(layout, block, &elements, &mut exponents, &mut rests);
+            assert_eq!(rests.len(), 1 + layout.rest_bytes(block.elements()));
+            let mut out = vec![0xee; elements.len()];
+            for row in (0..block.rows).step_by(64) {
+                let part = row * block.width..(row + 64) * block.width;
+                let bytes = part.start * layout.item..part.end * layout.item;
+                merge(layout, block, row, &exponents[part], &rests[1..], &mut out[bytes]);
             }
+            assert!(out == elements, "{dtype}");
         }
     }
 }

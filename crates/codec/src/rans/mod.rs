@@ -266,7 +266,7 @@ mod tests {
         if !avx2::available() {
             return;
         }
-        for (most, len) in [(1, 32 * 100), (12, 32 * 150), (255, 32 * 1000)] {
+        for (most, len) in [(12, 32 * 150), (255, 32 * 1000)] {
             let symbols = symbols(len, most, 11);
             let table = Table::from_counts(&counts(&symbols));
             let (mut plain, mut vectors) = ((Vec::new(), [LEAST; LANES]), (Vec::new(), [LEAST; LANES]));
@@ -283,7 +283,7 @@ mod tests {
             let (mut words, mut states) = (&words[..], states);
             out.fill(0xee);
             let done = avx2::decode_turns(&mut words, &table, &mut states, &mut out);
-            assert!(out[..done] == symbols[..done] && done > 0, "{most}: {done}");
+            assert!(out[..done] == symbols[..done] && done + 320 > len, "{most}: {done}");
         }
     }
 

@@ -143,19 +143,27 @@ impl Table {
 fn balance(frequencies: &mut [u16; 256], counts: &[u32]) {
     let mut sum: u32 = frequencies.iter().map(|&frequency| u32::from(frequency)).sum();
     // A step of one changes the bits by about count / frequency: give where that is most, take where it is least.
-    let weight = |frequencies: &[u16; 256], symbol: usize| (u64::from(counts[symbol]) << 32) / u64::from(frequencies[symbol]);
+    let weight = |frequency: u16, count: u32| (u64::from(count) << 32) / u64::from(frequency.max(1));
+    let mut weights = [0; 256];
+    for ((weight_of, &frequency), &count) in weights.iter_mut().zip(&*frequencies).zip(counts) {
+        *weight_of = weight(frequency, count);
+    }
     while sum != TOTAL {
-        let occurring = (0..counts.len()).filter(|&symbol| frequencies[symbol] > 0);
+        let all = || weights.iter().zip(&*frequencies).enumerate();
+        let found = if sum < TOTAL {
+            all().filter(|(_, (_, frequency))| **frequency > 0).max_by_key(|(_, (weight, _))| **weight)
+        } else {
+            all().filter(|(_, (_, frequency))| **frequency > 1).min_by_key(|(_, (weight, _))| **weight)
+        };
+        let Some((symbol, _)) = found else { return };
         if sum < TOTAL {
-            let Some(symbol) = occurring.max_by_key(|&symbol| (weight(frequencies, symbol), symbol)) else { return };
             frequencies[symbol] += 1;
             sum += 1;
         } else {
-            let takes = occurring.filter(|&symbol| frequencies[symbol] > 1);
-            let Some(symbol) = takes.min_by_key(|&symbol| (weight(frequencies, symbol), symbol)) else { return };
             frequencies[symbol] -= 1;
             sum -= 1;
         }
+        weights[symbol] = weight(frequencies[symbol], counts[symbol]);
     }
 }
 
