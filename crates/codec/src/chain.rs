@@ -11,13 +11,15 @@ use sira_tensor::{TensorSpec, grid};
 
 use crate::float::Float;
 use crate::gzip::Gzip;
+use crate::kvq;
 use crate::lz4::Lz4;
 use crate::planes::Planes;
+use crate::quant::{self, Fp8};
 use crate::zstd::Zstd;
-use crate::{ChunkContext, Codec, CodecError};
+use crate::{ChunkContext, Codec, CodecError, StageInfo};
 
 /// Every stage there is. A new codec is a module and a row here.
-const STAGES: [Registration; 6] = [
+const STAGES: [Registration; 10] = [
     Registration { name: "planes", takes: Takes::Nothing(|| Box::new(Planes)) },
     Registration { name: "lz4", takes: Takes::Nothing(|| Box::new(Lz4)) },
     Registration { name: "float-nibble", takes: Takes::Nothing(|| Box::new(Float::Nibble)) },
@@ -28,7 +30,16 @@ const STAGES: [Registration; 6] = [
         takes: Takes::Level(Levels { all: 1..=22, alone: 3, after_another: 1 }, |level| Box::new(Zstd { level })),
     },
     Registration { name: "gzip", takes: Takes::Level(Levels { all: 1..=9, alone: 6, after_another: 6 }, |level| Box::new(Gzip { level })) },
+    Registration { name: "int8", takes: Takes::Arguments { form: quant::FORM, build: quant::build_int8 } },
+    Registration { name: "int4", takes: Takes::Arguments { form: quant::FORM, build: quant::build_int4 } },
+    Registration { name: "fp8", takes: Takes::Nothing(|| Box::new(Fp8)) },
+    Registration { name: "kvq", takes: Takes::Arguments { form: kvq::FORM, build: kvq::build } },
 ];
+
+/// Every registered stage, with what is to be known to choose one.
+pub fn stages() -> impl Iterator<Item = StageInfo> {
+    STAGES.iter().map(|stage| StageInfo::new(stage.name, stage.form(), stage.lossless()))
+}
 
 struct Registration {
     name: &'static str,
@@ -101,18 +112,9 @@ impl Chain {
         Chain { text: Chain::NONE.into(), stages: Arc::new([]) }
     }
 
-    /// The registered stages and what they take: `none, planes, lz4, float-nibble, float-rans, zstd:1-22, gzip:1-9`.
+    /// The registered stages and what they take: `none, planes, lz4, zstd:1-22, gzip:1-9, ...`.
     pub fn known() -> String {
-        STAGES.iter().fold(Chain::NONE.to_owned(), |mut text, stage| {
-            text.push_str(", ");
-            text.push_str(stage.name);
-            match &stage.takes {
-                Takes::Nothing(_) => {}
-                Takes::Level(Levels { all, .. }, _) => text.push_str(&format!(":{}-{}", all.start(), all.end())),
-                Takes::Arguments { form, .. } => text.push_str(form),
-            }
-            text
-        })
+        STAGES.iter().fold(Chain::NONE.to_owned(), |text, stage| text + ", " + stage.name + &stage.form())
     }
 
     /// The canonical text.
@@ -228,6 +230,20 @@ impl FromStr for Chain {
 const COMPRESSOR_NOT_LAST: &str = "only the last stage may compress";
 
 impl Registration {
+    /// Whether every bit comes back. A stage that cannot be built without arguments is a lossy one.
+    fn lossless(&self) -> bool {
+        self.build("", true).is_ok_and(|built| built.codec.lossless())
+    }
+
+    /// What may follow the name.
+    fn form(&self) -> String {
+        match &self.takes {
+            Takes::Nothing(_) => String::new(),
+            Takes::Level(Levels { all, .. }, _) => format!(":{}-{}", all.start(), all.end()),
+            Takes::Arguments { form, .. } => (*form).to_owned(),
+        }
+    }
+
     /// The stage with `arguments`, which begin with a colon or an at sign where there are any; `alone`: whether it is the first.
     fn build(&self, arguments: &str, alone: bool) -> Result<Built, CodecError> {
         let bad = |found: &str, expected| CodecError::BadLevel { codec: self.name, expected, found: cut(found) };
@@ -350,10 +366,7 @@ mod tests {
     #[test]
     fn errors_say_what_would_have_been_right() {
         for (text, message) in [
-            ("", r#"unknown codec ""; known: none, planes, lz4, float-nibble, float-rans, zstd:1-22, gzip:1-9"#),
-            ("snappy", r#"unknown codec "snappy"; known: none, planes, lz4, float-nibble, float-rans, zstd:1-22, gzip:1-9"#),
-            ("planes+ zstd", r#"unknown codec " zstd"; known: none, planes, lz4, float-nibble, float-rans, zstd:1-22, gzip:1-9"#),
-            ("none+zstd", r#"codec chain "none+zstd": `none` stands alone, without a level"#),
+                        ("none+zstd", r#"codec chain "none+zstd": `none` stands alone, without a level"#),
             ("zstd+planes", r#"codec chain "zstd+planes": only the last stage may compress"#),
             ("planes+planes+planes+planes+lz4", r#"codec chain "planes+planes+planes+planes+lz4": more than 4 stages"#),
             ("zstd:0", r#"codec zstd takes a level of 1 to 22, not "0""#),
@@ -363,6 +376,50 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Chain>().unwrap_err().to_string(), message);
         }
+        for text in ["", "snappy", "planes+ zstd"] {
+            let message = text.parse::<Chain>().unwrap_err().to_string();
+            let name = text.trim_start_matches("planes+");
+            assert_eq!(message, format!("unknown codec {name:?}; known: {}", Chain::known()));
+        }
+        assert!(Chain::known().starts_with("none, planes, lz4, ") && Chain::known().contains(", zstd:1-22, gzip:1-9, "));
+    }
+
+    #[test]
+    fn lossy_stages_have_one_canonical_form_too() {
+        for (text, canonical) in [
+            ("int8", "int8"),
+            ("int8:group=64", "int8"),
+            ("int4:group=128", "int4:group=128"),
+            ("fp8", "fp8"),
+            ("kvq", "kvq"),
+            ("kvq:standard:window=0", "kvq"),
+            ("kvq:window=64:step=0.50:sinks=4", "kvq:step=0.5:window=64"),
+        ] {
+            let chain: Chain = text.parse().unwrap();
+            assert_eq!(chain.as_str(), canonical);
+            assert_eq!(chain.to_string().parse(), Ok(chain.clone()));
+            assert!(!chain.lossless());
+        }
+        let hash = "0".repeat(64);
+        for text in ["int8:group=4", "int8:8", "int4:group=32:group=32", "fp8:1", "kvq:best", "kvq:step=0", &format!("int8@{hash}")] {
+            let error = text.parse::<Chain>().unwrap_err();
+            assert!(matches!(error, CodecError::BadLevel { .. }), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_stage_is_listed_with_what_it_does() {
+        let names: Vec<_> = STAGES.iter().map(|stage| stage.name).collect();
+        assert_eq!(stages().map(|stage| stage.name).collect::<Vec<_>>(), names);
+        for stage in stages() {
+            assert!(!stage.about.is_empty(), "{}", stage.name);
+            assert!(!(stage.lossless && stage.experimental));
+            for preset in &stage.presets {
+                assert!(format!("{}:{preset}", stage.name).parse::<Chain>().is_ok());
+            }
+        }
+        let lossy: Vec<_> = stages().filter(|stage| !stage.lossless).map(|stage| stage.name).collect();
+        assert_eq!(lossy[..4], ["int8", "int4", "fp8", "kvq"]);
     }
 
     #[test]

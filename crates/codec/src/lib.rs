@@ -9,16 +9,20 @@ mod error;
 mod float;
 mod gzip;
 mod kv;
+mod kvq;
 mod lz4;
 mod planes;
 mod quality;
+mod quant;
 mod rans;
+mod stages;
 mod zstd;
 
-pub use chain::{Chain, Encoded};
+pub use chain::{Chain, Encoded, stages};
 pub use error::CodecError;
 pub use kv::KvFacts;
 pub use quality::Quality;
+pub use stages::StageInfo;
 
 use sira_tensor::{DType, TensorSpec};
 

@@ -3,8 +3,9 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-use sira_codec::{Chain, ChunkContext, Encoded};
+use sira_codec::{Chain, ChunkContext, Encoded, KvFacts, TensorContext};
 use sira_tensor::DType;
+use sira_tensor::kv::{Rope, RopeStyle};
 
 fn dtypes() -> impl Strategy<Value = DType> {
     select(DType::all().collect::<Vec<_>>())
@@ -36,6 +37,65 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 
 fn context(dtype: DType) -> ChunkContext<'static> {
     ChunkContext::new(dtype, &[1], &[0])
+}
+
+/// Lossy chains, and the largest relative error, root mean square, of normal values.
+fn lossy() -> impl Strategy<Value = (String, f64)> {
+    select(vec![
+        ("int8", 0.01),
+        ("int8:group=8", 0.01),
+        ("int4", 0.15),
+        ("int4:group=64", 0.15),
+        ("fp8", 0.04),
+        ("kvq:near-lossless", 0.05),
+        ("kvq:step=0.2:sinks=0:window=3", 0.15),
+        ("kvq:rate=4", 0.15),
+        ("kvq:compact", 0.5),
+    ])
+    .prop_map(|(text, most)| (text.to_owned(), most))
+}
+
+/// A KV cache of float32: names of axes in some order, extents, whether there is a rotary embedding.
+#[derive(Debug)]
+struct Cache {
+    axes: Vec<String>,
+    shape: Vec<u64>,
+    facts: Option<KvFacts>,
+}
+
+impl Cache {
+    fn context(&self) -> ChunkContext<'_> {
+        let tensor = TensorContext { shape: &self.shape, axes: &self.axes, kv: self.facts.as_ref(), ..TensorContext::default() };
+        ChunkContext { dtype: DType::Float32, shape: &self.shape, origin: &[0; 5], tensor }
+    }
+}
+
+fn caches() -> impl Strategy<Value = Cache> {
+    let named = ["layer", "kv", "token", "head", "dim"].map(str::to_owned).to_vec();
+    let extents = (1..3u64, 1..3u64, 1..70u64, 1..3u64, 1..12u64);
+    (Just(named).prop_shuffle(), extents, any::<bool>(), 0..10_000u64).prop_map(|(axes, (layer, kv, token, head, dim), rope, first_position)| {
+        let extent = |name: &String| match name.as_str() {
+            "layer" => layer,
+            "kv" => kv,
+            "token" => token,
+            "head" => head,
+            _ => dim,
+        };
+        let shape = axes.iter().map(extent).collect();
+        let style = if dim % 2 == 0 { RopeStyle::Half } else { RopeStyle::Interleaved };
+        let rope = rope.then(|| Rope { theta: 1e4, dim: (dim as u32 / 2 * 2).max(2), style, first_position, scaling: Default::default() });
+        Cache { axes, shape, facts: Some(KvFacts { model: None, rope, part: "data".into(), fields: Vec::new() }) }
+    })
+}
+
+/// Nearly normal values, and their bytes.
+fn normal(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (state >> 40) as f32 / 16_777_216.0 - 0.5
+    };
+    (0..count).map(|_| (0..6).map(|_| next()).sum()).collect()
 }
 
 proptest! {
@@ -109,6 +169,41 @@ proptest! {
             prop_assert!(out == input);
             for cut in [stored.len() / 2, stored.len().saturating_sub(1)] {
                 prop_assert!(chain.decode(&stored[..cut], input.len(), context).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn what_comes_out_of_a_lossy_chain_is_near((text, most) in lossy(), cache in caches(), seed: u64) {
+        let chain: Chain = text.parse().unwrap();
+        let values = normal(cache.shape.iter().product::<u64>() as usize, seed);
+        let input: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        if let Encoded::Bytes(stored) = chain.encode(&input, cache.context()).unwrap() {
+            let decoded = chain.decode(&stored, input.len(), cache.context()).unwrap();
+            let decoded = decoded.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+            let (error, all) = values.iter().zip(decoded).fold((0.0, 0.0), |(error, all), (a, b)| {
+                (error + f64::from(a - b).powi(2), all + f64::from(*a).powi(2))
+            });
+            prop_assert!(error <= all * most * most, "an error of {}", (error / all).sqrt());
+        }
+    }
+
+    #[test]
+    fn damaged_and_foreign_lossy_bytes_never_panic(
+        (text, _) in lossy(), cache in caches(), foreign in bytes(), at in any::<prop::sample::Index>(), to: u8, cut in any::<prop::sample::Index>(),
+    ) {
+        let chain: Chain = text.parse().unwrap();
+        let input: Vec<u8> = normal(cache.shape.iter().product::<u64>() as usize, 1).iter().flat_map(|value| value.to_le_bytes()).collect();
+        let mut stored = match chain.encode(&input, cache.context()).unwrap() {
+            Encoded::Bytes(stored) => stored,
+            Encoded::Raw => Vec::new(),
+        };
+        if !stored.is_empty() {
+            *at.get_mut(&mut stored) = to;
+        }
+        for stored in [&stored[..], &stored[..cut.index(stored.len() + 1)], &foreign] {
+            if let Ok(decoded) = chain.decode(stored, input.len(), cache.context()) {
+                prop_assert_eq!(decoded.len(), input.len());
             }
         }
     }
