@@ -10,6 +10,7 @@ mod gzip;
 mod kv;
 mod lz4;
 mod planes;
+mod rans;
 mod zstd;
 
 pub use chain::{Chain, Encoded};
