@@ -11,11 +11,13 @@ mod kv;
 mod lz4;
 mod planes;
 mod rans;
+mod quality;
 mod zstd;
 
 pub use chain::{Chain, Encoded};
 pub use error::CodecError;
 pub use kv::KvFacts;
+pub use quality::Quality;
 
 use sira_tensor::{DType, TensorSpec};
 

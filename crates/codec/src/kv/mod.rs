@@ -1,5 +1,8 @@
 //! KV caches, as codecs see them.
 
 mod facts;
+mod layout;
+mod rope;
 
 pub use facts::KvFacts;
+pub(crate) use layout::{Float, Kind, Layout, Matrix};
