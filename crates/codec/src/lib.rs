@@ -6,6 +6,7 @@
 mod chain;
 pub mod conformance;
 mod error;
+mod float;
 mod gzip;
 mod kv;
 mod lz4;
@@ -73,6 +74,16 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
 
     /// Decodes `input` to exactly `decoded_len` bytes, or fails.
     fn decode(&self, input: &[u8], decoded_len: usize, context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError>;
+
+    /// [`Codec::decode`] to memory that the caller has, all of `out`; what is written there on an error means nothing.
+    ///
+    /// Worth an implementation of its own where decoding is about as fast as copying: fresh memory costs more than that.
+    fn decode_into(&self, input: &[u8], out: &mut [u8], context: ChunkContext<'_>) -> Result<(), CodecError> {
+        let decoded = self.decode(input, out.len(), context)?;
+        CodecError::check_len(self.name(), out.len(), decoded.len())?;
+        out.copy_from_slice(&decoded);
+        Ok(())
+    }
 
     /// The length of the output for `input_len` bytes where that is fixed by the length (a transform); `None`, whatever the
     /// length, for a compressor. A chain needs it to know what each stage decodes to, so only its last stage may compress.

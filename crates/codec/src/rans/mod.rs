@@ -5,18 +5,20 @@
 //! once. The format is the same whatever the machine: states of 32 bits kept at 2^16 or more, refilled by 16 bits.
 //!
 //! # Bytes
-//! The states the decoder starts with, one u32 each of as many as there are symbols, 32 at most; then the u16 words that refill them in
-//! the order in which the decoder needs them. All little-endian. When all symbols are decoded every state is 2^16 again and no word is
-//! left.
+//! The states the decoder starts with, one u32 each of as many as there are symbols, 32 at most; then the u16 words that refill them,
+//! in the order in which the encoder put them out, so that the decoder takes them from the end. All little-endian. When all symbols
+//! are decoded every state is 2^16 again and no word is left.
 //!
 //! Symbols come in runs; each run has its table, and neither is part of the bytes.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod table;
 
 pub(crate) use table::Table;
 
 use crate::CodecError;
-use table::{Entry, PRECISION, corrupt};
+use table::{Entry, PRECISION, TOTAL, corrupt};
 
 /// States that take turns.
 pub(crate) const LANES: usize = 32;
@@ -31,38 +33,70 @@ type States = [u32; LANES];
 /// # Errors
 /// A symbol whose frequency is zero in its table; runs that are not as long as the symbols or name no table.
 pub(crate) fn encode(symbols: &[u8], runs: impl IntoIterator<Item = (usize, usize)>, tables: &[Table]) -> Result<Vec<u8>, CodecError> {
+    let mut stored = Vec::new();
+    encode_to(&mut stored, symbols, runs, tables)?;
+    Ok(stored)
+}
+
+/// [`encode`], appended to `out`.
+pub(crate) fn encode_to(
+    out: &mut Vec<u8>,
+    symbols: &[u8],
+    runs: impl IntoIterator<Item = (usize, usize)>,
+    tables: &[Table],
+) -> Result<(), CodecError> {
     let runs: Vec<(usize, usize)> = runs.into_iter().collect();
     let mut states = [LEAST; LANES];
+    let used = symbols.len().min(LANES);
+    let head = out.len();
+    out.resize(head + used * 4, 0);
     // Backwards: what is encoded last is decoded first.
-    let mut words = Vec::with_capacity(symbols.len() / 2);
     let mut rest = symbols;
     for &(table, len) in runs.iter().rev() {
         let table = tables.get(table).ok_or_else(|| no_table(table, tables))?;
         let start = rest.len().checked_sub(len).ok_or_else(|| wrong_runs(&runs, symbols.len()))?;
         let (before, run) = rest.split_at(start);
-        encode_run(run, start, table, &mut states, &mut words)?;
+        encode_run(run, start, table, &mut states, out)?;
         rest = before;
     }
     if !rest.is_empty() {
         return Err(wrong_runs(&runs, symbols.len()));
     }
-    let used = &states[..symbols.len().min(LANES)];
-    let mut stored = Vec::with_capacity(used.len() * 4 + words.len() * 2);
-    stored.extend(used.iter().flat_map(|state| state.to_le_bytes()));
-    stored.extend(words.iter().rev().flat_map(|word| word.to_le_bytes()));
-    Ok(stored)
+    for (bytes, state) in out[head..].as_chunks_mut().0.iter_mut().zip(&states[..used]) {
+        *bytes = state.to_le_bytes();
+    }
+    Ok(())
 }
 
 /// Encodes the symbols of one run, last first; `start` is the index of its first symbol.
-fn encode_run(run: &[u8], start: usize, table: &Table, states: &mut States, words: &mut Vec<u16>) -> Result<(), CodecError> {
+fn encode_run(run: &[u8], start: usize, table: &Table, states: &mut States, words: &mut Vec<u8>) -> Result<(), CodecError> {
+    #[cfg(target_arch = "x86_64")]
+    if avx2::available() {
+        // Whole turns of the lanes, and what stands before and behind them.
+        let (head, turns) = whole_turns(run.len(), start);
+        encode_symbols(&run[head + turns..], start + head + turns, table, states, words)?;
+        avx2::encode_turns(&run[head..head + turns], table, states, words)?;
+        return encode_symbols(&run[..head], start, table, states, words);
+    }
+    encode_symbols(run, start, table, states, words)
+}
+
+/// For a run that begins with the symbol `start`: how many symbols of it stand before a whole turn of the lanes, and how many make up
+/// whole turns.
+fn whole_turns(len: usize, start: usize) -> (usize, usize) {
+    let head = (start.next_multiple_of(LANES) - start).min(len);
+    (head, (len - head) / LANES * LANES)
+}
+
+fn encode_symbols(run: &[u8], start: usize, table: &Table, states: &mut States, words: &mut Vec<u8>) -> Result<(), CodecError> {
     for (i, &symbol) in run.iter().enumerate().rev() {
-        let entry = &table.encode[usize::from(symbol)];
-        if entry.frequency == 0 {
+        let entry = table.entries[usize::from(symbol)];
+        if entry.frequency() == 0 {
             return Err(CodecError::encode("rans", format!("symbol {symbol} has no frequency")));
         }
         let state = &mut states[(start + i) % LANES];
-        if *state >> 20 >= u32::from(entry.frequency) {
-            words.push(*state as u16);
+        if *state >> 20 >= u32::from(entry.frequency()) {
+            words.extend((*state as u16).to_le_bytes());
             *state >>= 16;
         }
         *state = push(*state, entry);
@@ -71,16 +105,16 @@ fn encode_run(run: &[u8], start: usize, table: &Table, states: &mut States, word
 }
 
 /// The state with one more symbol in it: `state / frequency * TOTAL + start + state % frequency`.
-fn push(state: u32, entry: &Entry) -> u32 {
-    let frequency = u32::from(entry.frequency);
+fn push(state: u32, entry: Entry) -> u32 {
+    let frequency = u32::from(entry.frequency());
     // The reciprocal is rounded down, so the quotient is right or one too small.
-    let mut quotient = ((u64::from(state) * u64::from(entry.reciprocal)) >> 32) as u32;
+    let mut quotient = ((u64::from(state) * u64::from(entry.reciprocal())) >> 32) as u32;
     let mut rest = state - quotient * frequency;
     if rest >= frequency {
         quotient += 1;
         rest -= frequency;
     }
-    (quotient << PRECISION) + rest + u32::from(entry.start)
+    (quotient << PRECISION) + rest + u32::from(entry.start())
 }
 
 /// Decodes `stored`, all of it, into `out`, which the runs fill one after the other.
@@ -95,42 +129,78 @@ pub(crate) fn decode(
     out: &mut [u8],
 ) -> Result<(), CodecError> {
     let len = out.len();
-    let used = len.min(LANES);
-    let (head, mut words) = stored.split_at_checked(used * 4).ok_or_else(|| corrupt(format!("{used} states"), "fewer"))?;
-    let mut states = [LEAST; LANES];
-    for (state, bytes) in states.iter_mut().zip(head.as_chunks().0) {
-        *state = u32::from_le_bytes(*bytes);
-    }
-    let mut done = 0;
+    let mut decoder = Decoder::new(stored, len)?;
+    let mut rest = out;
     for (table, count) in runs {
         let table = tables.get(table).ok_or_else(|| no_table(table, tables))?;
-        let run = out[done..].get_mut(..count).ok_or_else(|| corrupt(format!("runs of {len} symbols"), "more"))?;
-        decode_run(&mut words, run, done, table, &mut states)?;
-        done += count;
+        let run = rest.split_off_mut(..count).ok_or_else(|| corrupt(format!("runs of {len} symbols"), "more"))?;
+        decoder.run(table, run)?;
     }
-    if done != len {
-        return Err(corrupt(format!("runs of {len} symbols"), done));
+    if !rest.is_empty() {
+        return Err(corrupt(format!("runs of {len} symbols"), len - rest.len()));
     }
-    if !words.is_empty() || states != [LEAST; LANES] {
-        return Err(corrupt("an end after the last symbol", "more"));
-    }
-    Ok(())
+    decoder.end()
 }
 
-/// Decodes one run; `start` is the index of its first symbol.
-fn decode_run(words: &mut &[u8], run: &mut [u8], start: usize, table: &Table, states: &mut States) -> Result<(), CodecError> {
-    for (i, symbol) in run.iter_mut().enumerate() {
-        let state = &mut states[(start + i) % LANES];
-        let slot = table.slots[(*state % table::TOTAL) as usize];
-        *symbol = slot as u8;
-        // Cannot overflow: frequency * (state >> 12) + 4095 is less than 2^32 for a frequency up to 4096.
-        *state = ((slot >> 20) + 1) * (*state >> PRECISION) + (slot >> 8 & (table::TOTAL - 1));
-        if *state < LEAST {
-            let word = words.split_off(..2).ok_or_else(|| corrupt("another word", "the end"))?;
-            *state = *state << 16 | u32::from(u16::from_le_bytes([word[0], word[1]]));
+/// Decodes run after run, for callers that do something with each before the next.
+pub(crate) struct Decoder<'a> {
+    /// What is left of the words.
+    words: &'a [u8],
+    states: States,
+    /// Symbols decoded.
+    done: usize,
+}
+
+impl<'a> Decoder<'a> {
+    /// Begins to decode `stored`, which holds `len` symbols.
+    pub(crate) fn new(stored: &'a [u8], len: usize) -> Result<Decoder<'a>, CodecError> {
+        let used = len.min(LANES);
+        let (head, words) = stored.split_at_checked(used * 4).ok_or_else(|| corrupt(format!("{used} states"), "fewer"))?;
+        let mut states = [LEAST; LANES];
+        for (state, bytes) in states.iter_mut().zip(head.as_chunks().0) {
+            *state = u32::from_le_bytes(*bytes);
         }
+        Ok(Decoder { words, states, done: 0 })
     }
-    Ok(())
+
+    /// Decodes the next symbols, as many as `out` has room for.
+    pub(crate) fn run(&mut self, table: &Table, out: &mut [u8]) -> Result<(), CodecError> {
+        #[cfg(target_arch = "x86_64")]
+        if avx2::available() {
+            let (head, turns) = whole_turns(out.len(), self.done);
+            let (head, out) = out.split_at_mut(head);
+            self.symbols(table, head)?;
+            let fast = avx2::decode_turns(&mut self.words, table, &mut self.states, &mut out[..turns]);
+            self.done += fast;
+            return self.symbols(table, &mut out[fast..]);
+        }
+        self.symbols(table, out)
+    }
+
+    fn symbols(&mut self, table: &Table, out: &mut [u8]) -> Result<(), CodecError> {
+        for symbol in out {
+            let state = &mut self.states[self.done % LANES];
+            let slot = table.slots[(*state % TOTAL) as usize];
+            *symbol = slot as u8;
+            // Cannot overflow: 4096 * (2^20 - 1) + 4095 < 2^32.
+            *state = ((slot >> 20) + 1) * (*state >> PRECISION) + (slot >> 8 & (TOTAL - 1));
+            if *state < LEAST {
+                let (rest, word) = self.words.split_last_chunk().ok_or_else(|| corrupt("another word", "the end"))?;
+                *state = *state << 16 | u32::from(u16::from_le_bytes(*word));
+                self.words = rest;
+            }
+            self.done += 1;
+        }
+        Ok(())
+    }
+
+    /// Checks that nothing is left.
+    pub(crate) fn end(self) -> Result<(), CodecError> {
+        if !self.words.is_empty() || self.states != [LEAST; LANES] {
+            return Err(corrupt("an end after the last symbol", "more"));
+        }
+        Ok(())
+    }
 }
 
 fn no_table(table: usize, tables: &[Table]) -> CodecError {
@@ -190,13 +260,40 @@ mod tests {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn vectors_write_and_read_the_same_bytes() {
+        if !avx2::available() {
+            return;
+        }
+        for (most, len) in [(1, 32 * 100), (12, 32 * 150), (255, 32 * 1000)] {
+            let symbols = symbols(len, most, 11);
+            let table = Table::from_counts(&counts(&symbols));
+            let (mut plain, mut vectors) = ((Vec::new(), [LEAST; LANES]), (Vec::new(), [LEAST; LANES]));
+            encode_symbols(&symbols, 0, &table, &mut plain.1, &mut plain.0).unwrap();
+            avx2::encode_turns(&symbols, &table, &mut vectors.1, &mut vectors.0).unwrap();
+            assert!(plain == vectors, "{most}");
+
+            let (words, states) = plain;
+            let mut decoder = Decoder { words: &words, states, done: 0 };
+            let mut out = vec![0xee; len];
+            decoder.symbols(&table, &mut out).unwrap();
+            assert!(out == symbols && decoder.end().is_ok(), "{most}");
+
+            let (mut words, mut states) = (&words[..], states);
+            out.fill(0xee);
+            let done = avx2::decode_turns(&mut words, &table, &mut states, &mut out);
+            assert!(out[..done] == symbols[..done] && done > 0, "{most}: {done}");
+        }
+    }
+
     #[test]
     fn the_quotient_is_exact() {
         for frequency in 1..=4096u32 {
             let counts = [frequency, 4096 - frequency];
             let table = Table::from_counts(&counts);
-            let entry = &table.encode[0];
-            assert_eq!(u32::from(entry.frequency), frequency);
+            let entry = table.entries[0];
+            assert_eq!(u32::from(entry.frequency()), frequency);
             // From the least state to the last before a word would be put out.
             let end = u64::from(frequency) << 20;
             for state in [1 << 16, (1 << 16) + 1, end / 3, end / 2 - 1, end - u64::from(frequency), end - 2, end - 1] {

@@ -20,21 +20,38 @@ pub(crate) const MAX_STORED: usize = 2 + 2 * 255;
 /// ([`Table::write`]) or be computed on both sides from the same counts, of a formula in whole numbers for example.
 #[derive(Clone)]
 pub(crate) struct Table {
-    pub(super) encode: Box<[Entry; 256]>,
+    pub(super) entries: Box<[Entry; 256]>,
     /// For each of `TOTAL` slots the symbol that owns it, the symbol's frequency less one in the upper 12 bits, and the slot's
     /// distance from the symbol's first slot in the 12 bits between.
     pub(super) slots: Box<[u32; TOTAL as usize]>,
 }
 
-/// What the encoder needs to know of a symbol.
+/// What the encoder needs to know of a symbol, in one word: from the lowest bit on 32 bits of [`Entry::reciprocal`], 16 of
+/// [`Entry::frequency`], 16 of [`Entry::start`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Entry {
+#[repr(transparent)]
+pub(super) struct Entry(pub(super) u64);
+
+impl Entry {
+    fn new(frequency: u16, start: u16) -> Entry {
+        let reciprocal = ((1 << 32) / u64::from(frequency)).min(u64::from(u32::MAX));
+        Entry(reciprocal | u64::from(frequency) << 32 | u64::from(start) << 48)
+    }
+
     /// 2^32 / `frequency`, rounded down, or 2^32 - 1.
-    pub(super) reciprocal: u32,
+    pub(super) fn reciprocal(self) -> u32 {
+        self.0 as u32
+    }
+
     /// Zero for a symbol that cannot be encoded.
-    pub(super) frequency: u16,
+    pub(super) fn frequency(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
     /// The sum of the frequencies of all smaller symbols.
-    pub(super) start: u16,
+    pub(super) fn start(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
 }
 
 impl Table {
@@ -57,12 +74,11 @@ impl Table {
 
     /// Of frequencies that add up to `TOTAL`.
     fn from_frequencies(frequencies: &[u16; 256]) -> Table {
-        let mut encode = Box::new([Entry::default(); 256]);
+        let mut entries = Box::new([Entry::default(); 256]);
         let mut slots = Box::new([0; TOTAL as usize]);
         let mut start = 0;
-        for (symbol, (entry, &frequency)) in encode.iter_mut().zip(frequencies).enumerate().filter(|(_, (_, frequency))| **frequency > 0) {
-            let reciprocal = ((1 << 32) / u64::from(frequency)).min(u64::from(u32::MAX)) as u32;
-            *entry = Entry { reciprocal, frequency, start };
+        for (symbol, (entry, &frequency)) in entries.iter_mut().zip(frequencies).enumerate().filter(|(_, (_, frequency))| **frequency > 0) {
+            *entry = Entry::new(frequency, start);
             let head = (u32::from(frequency) - 1) << 20 | symbol as u32;
             let first = usize::from(start);
             for (distance, slot) in slots[first..first + usize::from(frequency)].iter_mut().enumerate() {
@@ -70,23 +86,23 @@ impl Table {
             }
             start += frequency;
         }
-        Table { encode, slots }
+        Table { entries, slots }
     }
 
     /// The frequency of `symbol` out of [`TOTAL`]; zero if it cannot be encoded.
     pub(crate) fn frequency(&self, symbol: u8) -> u16 {
-        self.encode[usize::from(symbol)].frequency
+        self.entries[usize::from(symbol)].frequency()
     }
 
     /// Appends the table: its first and last symbol, then the frequencies from the first up to, not including, the last, each as one
     /// byte below 128, otherwise two (the low seven bits with the top bit set, then the rest). The last has what is left of `TOTAL`.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        let occurs = |entry: &Entry| entry.frequency > 0;
-        let first = self.encode.iter().position(occurs).unwrap_or(0);
-        let last = self.encode.iter().rposition(occurs).unwrap_or(0);
+        let occurs = |entry: &Entry| entry.frequency() > 0;
+        let first = self.entries.iter().position(occurs).unwrap_or(0);
+        let last = self.entries.iter().rposition(occurs).unwrap_or(0);
         out.extend([first as u8, last as u8]);
-        for entry in &self.encode[first..last] {
-            match entry.frequency {
+        for entry in &self.entries[first..last] {
+            match entry.frequency() {
                 small @ 0..128 => out.push(small as u8),
                 large => out.extend([large as u8 | 0x80, (large >> 7) as u8]),
             }
@@ -149,14 +165,14 @@ pub(super) fn corrupt(expected: impl Into<String>, found: impl ToString) -> Code
 
 impl PartialEq for Table {
     fn eq(&self, other: &Table) -> bool {
-        self.encode == other.encode
+        self.entries == other.entries
     }
 }
 
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let occurring = self.encode.iter().enumerate().filter(|(_, entry)| entry.frequency > 0);
-        f.debug_map().entries(occurring.map(|(symbol, entry)| (symbol, entry.frequency))).finish()
+        let occurring = self.entries.iter().enumerate().filter(|(_, entry)| entry.frequency() > 0);
+        f.debug_map().entries(occurring.map(|(symbol, entry)| (symbol, entry.frequency()))).finish()
     }
 }
 
@@ -189,9 +205,9 @@ mod tests {
     fn each_slot_belongs_to_its_symbol() {
         let table = Table::from_counts(&[3, 0, 1, 4000, 92]);
         for (slot, entry) in table.slots.iter().enumerate() {
-            let symbol = &table.encode[(entry & 255) as usize];
-            assert_eq!(entry >> 20, u32::from(symbol.frequency) - 1);
-            assert_eq!((entry >> 8 & 4095) + u32::from(symbol.start), slot as u32);
+            let symbol = table.entries[(entry & 255) as usize];
+            assert_eq!(entry >> 20, u32::from(symbol.frequency()) - 1);
+            assert_eq!((entry >> 8 & 4095) + u32::from(symbol.start()), slot as u32);
         }
     }
 
