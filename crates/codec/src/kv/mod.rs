@@ -5,4 +5,4 @@ mod layout;
 mod rope;
 
 pub use facts::KvFacts;
-pub(crate) use layout::{Float, Kind, Layout, Matrix};
+pub(crate) use layout::{Kind, Layout, Matrix};
