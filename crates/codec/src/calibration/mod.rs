@@ -8,6 +8,8 @@
 
 mod basis;
 #[cfg(feature = "calibrate")]
+mod document;
+#[cfg(feature = "calibrate")]
 mod fit;
 mod format;
 #[cfg(feature = "calibrate")]
@@ -25,6 +27,8 @@ use sira_tensor::kv::RopeStyle;
 
 pub(crate) use basis::Basis;
 pub(crate) use format::flat;
+#[cfg(feature = "calibrate")]
+pub use document::Document;
 #[cfg(feature = "calibrate")]
 pub use fit::{FitOptions, Fitter};
 #[cfg(feature = "calibrate")]

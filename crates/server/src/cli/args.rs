@@ -285,6 +285,29 @@ pub(crate) enum SpecCommand {
     },
 }
 
+/// `sira calibrate`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("sources").required(true).multiple(true).args(["files", "keys"])))]
+pub(crate) struct CalibrateArgs {
+    /// .safetensors files with KV caches of one model: a tensor each, or parts k and v; documents of the kinds that will be stored
+    pub files: Vec<PathBuf>,
+    /// Besides or instead, the tensors of the server whose keys start with this; may be given several times
+    #[arg(long, value_name = "PREFIX")]
+    pub keys: Vec<String>,
+    /// Written whole or not at all
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// What errors cost the model: a .safetensors file with k_metric, v_metric and residual. Without, all heads count the same
+    #[arg(long, value_name = "FILE")]
+    pub moments: Option<PathBuf>,
+    /// The finest step that it is to be good for, as in kvtc:step=; finer ones make it larger [default: 0.007]
+    #[arg(long, value_name = "STEP")]
+    pub finest_step: Option<f32>,
+    /// Say what was done as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `sira codec`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum CodecCommand {
