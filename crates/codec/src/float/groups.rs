@@ -62,7 +62,7 @@ fn log2(x: u64) -> u64 {
     let whole = x.checked_ilog2().unwrap_or(0);
     // The eight bits behind the leading one; log2(1 + t) is about t + .344 t (1 - t).
     let t = if whole < 8 { x << (8 - whole) } else { x >> (whole - 8) } & 255;
-    u64::from(whole) * BIT + t + (t * (256 - t) * 88 >> 16)
+    u64::from(whole) * BIT + t + ((t * (256 - t) * 88) >> 16)
 }
 
 /// How often each symbol occurs, added to `counts`.

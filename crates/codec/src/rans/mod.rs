@@ -300,7 +300,7 @@ mod tests {
             let end = u64::from(frequency) << 20;
             for state in [1 << 16, (1 << 16) + 1, end / 3, end / 2 - 1, end - u64::from(frequency), end - 2, end - 1] {
                 let state = state.clamp(u64::from(frequency) << 4, end - 1) as u32;
-                assert_eq!(push(state, entry), (state / frequency << 12) + state % frequency, "{state} by {frequency}");
+                assert_eq!(push(state, entry), ((state / frequency) << 12) + state % frequency, "{state} by {frequency}");
             }
         }
     }
