@@ -12,7 +12,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use lru::LruCache;
 use parking_lot::Mutex;
-use sira_codec::Chain;
+use sira_codec::{Calibration, Chain};
 use sira_tensor::kv::{self, is_hash};
 use sira_tensor::{DType, TensorSpec};
 use sira_wire::namespace::CALIBRATIONS;
@@ -26,27 +26,14 @@ use crate::part::PartSpec;
 use crate::record::TensorRecord;
 use crate::snapshot::{Demands, Snapshot};
 
-/// Bytes of an artefact, at most.
-const MAX_BYTES: u64 = 1 << 30;
+/// Bytes of memory that an artefact takes for each of its own, while it is read and afterwards.
+const READ: u64 = 4;
 
 /// Artefacts that are kept loaded; a fleet has a few models.
 const KEPT: usize = 4;
 
 /// Memory that is taken at a time for the bytes of an artefact that come in.
 const STEP: usize = 8 << 20;
-
-/// Bytes that are an artefact, read.
-#[derive(Debug)]
-pub(crate) struct Calibration {
-    _bytes: Vec<u8>,
-}
-
-impl Calibration {
-    /// Reads an artefact.
-    fn read(bytes: Vec<u8>) -> Result<Calibration, String> {
-        Ok(Calibration { _bytes: bytes })
-    }
-}
 
 /// The attribute that says whose KV caches a tensor is of; of an artefact, what it was learnt of.
 pub(crate) const MODEL: &str = "model";
@@ -139,7 +126,7 @@ fn load(inner: Arc<Inner>, hash: String) -> BoxFuture<'static, Result<Arc<Loaded
             other => other,
         })?;
         let mut reader = snapshot.read(snapshot.part(None)?, &Default::default()).await?.once();
-        let memory = inner.reserve(reader.spec().nbytes()).await?;
+        let memory = inner.reserve(READ.saturating_mul(reader.spec().nbytes())).await?;
         let mut bytes = Vec::with_capacity(usize::try_from(reader.spec().nbytes()).unwrap_or(0));
         while let Some(piece) = reader.next().await? {
             bytes.extend_from_slice(&piece);
@@ -158,7 +145,7 @@ async fn read(inner: &Inner, hash: String, bytes: Vec<u8>) -> Result<Calibration
                 "{CALIBRATIONS}/{hash}: the SHA-256 of its bytes is {found}; an artefact lies under its own: {CALIBRATIONS}/{found}"
             )));
         }
-        Calibration::read(bytes).map_err(|reason| wrong(format!("{CALIBRATIONS}/{hash} is no calibration artefact: {reason}")))
+        Calibration::from_bytes(&bytes).map_err(|error| wrong(format!("{CALIBRATIONS}/{hash} is no calibration artefact: {error}")))
     };
     inner.seams.work(work).await.ok_or_else(|| StoreError::Internal("a task that reads a calibration has died".into()))?
 }
@@ -190,10 +177,11 @@ impl Artefact {
             [part] if is_bytes(&part.spec) => part.spec.nbytes(),
             _ => return refuse(Code::BadTensor, "a calibration artefact is one tensor of uint8 with one axis"),
         };
-        if nbytes > MAX_BYTES {
-            return refuse(Code::BadTensor, &format!("{nbytes} bytes; a calibration artefact has at most {MAX_BYTES}"));
+        let most = Calibration::MAX_LEN;
+        if nbytes > most as u64 {
+            return refuse(Code::BadTensor, &format!("{nbytes} bytes; a calibration artefact has at most {most}"));
         }
-        let memory = inner.reserve(nbytes).await?;
+        let memory = inner.reserve(READ * nbytes).await?;
         Ok(Some(Artefact { hash: key.rest().to_owned(), nbytes: nbytes as usize, bytes: Vec::new(), memory }))
     }
 
@@ -206,10 +194,10 @@ impl Artefact {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Whether its bytes are what its key says, and an artefact.
-    pub async fn check(self, inner: &Inner) -> Result<(), StoreError> {
+    /// Whether its bytes are what its key says, and an artefact: of which model.
+    pub async fn check(self, inner: &Inner) -> Result<String, StoreError> {
         let _memory = self.memory;
-        read(inner, self.hash, self.bytes).await.map(drop)
+        Ok(read(inner, self.hash, self.bytes).await?.model().name.clone())
     }
 }
 

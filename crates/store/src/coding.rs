@@ -61,7 +61,8 @@ impl PartFacts {
 
     /// The context of the chunk of extents `shape` at `origin`.
     pub fn chunk<'a>(&'a self, shape: &'a [u64], origin: &'a [u64]) -> ChunkContext<'a> {
-        let tensor = TensorContext { shape: self.spec.shape(), axes: self.spec.axes(), kv: self.kv.as_ref() };
+        let calibration = self.calibration.as_ref().map(|loaded| &loaded.calibration);
+        let tensor = TensorContext { shape: self.spec.shape(), axes: self.spec.axes(), kv: self.kv.as_ref(), calibration };
         ChunkContext { dtype: self.spec.dtype(), shape, origin, tensor }
     }
 }

@@ -333,14 +333,21 @@ impl Writer {
                 self.filled
             )));
         }
-        if let Some(artefact) = self.artefact.take() {
-            artefact.check(&self.inner).await?;
-        }
+        let model = match self.artefact.take() {
+            Some(artefact) => Some(artefact.check(&self.inner).await?).filter(|model| !model.is_empty()),
+            None => None,
+        };
         if self.course.is_none() {
             self.settle().await?;
         }
         self.fill_early().await?;
-        let (parts, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.done).into_iter().unzip();
+        let (mut parts, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.done).into_iter().unzip();
+        if let (Some(model), Some(part)) = (model, parts.first_mut()) {
+            // As the artefact says, whatever its writer did.
+            let mut attributes = part.spec.attributes().clone();
+            attributes.insert(MODEL.to_owned(), model);
+            part.spec = part.spec.clone().with_attributes(attributes)?;
+        }
         let now = self.inner.now();
         let record = TensorRecord {
             key: self.key.clone(),

@@ -215,19 +215,108 @@ async fn each_part_has_its_own_codec_and_error() {
 async fn a_calibration_lies_under_its_hash_and_nowhere_else() {
     let world = World::new(1 << 30);
     let store = store(&world).await;
-    let artefact = vec![7u8; 100_000];
-    let put = async |name: &str, spec: TensorSpec| {
-        let options = WriteOptions { ttl: Some(1), consistency: Some(Consistency::Weak), ..WriteOptions::default() };
-        store.store(key(name), spec, &artefact.clone().into(), options).await
-    };
+    let junk = vec![7u8; 100_000];
+    let put = async |name: &str, spec: TensorSpec| store.store(key(name), spec, &junk.clone().into(), WriteOptions::default()).await;
     assert_eq!(code(put("calibration/mine", spec(100_000)).await), Code::BadKey);
-    let hash = kv::hash(&artefact);
+    let hash = kv::hash(&junk);
     let floats = TensorSpec::new(DType::Float32, vec![25_000]).unwrap();
     assert_eq!(code(put(&format!("calibration/{hash}"), floats).await), Code::BadTensor);
     let other = put(&format!("calibration/{}", "5f".repeat(32)), spec(100_000)).await.unwrap_err();
     assert!(other.code() == Code::BadRequest && other.to_string().contains(&hash), "{other}");
+    let none = put(&format!("calibration/{hash}"), spec(100_000)).await.unwrap_err();
+    assert!(none.code() == Code::BadRequest && none.to_string().contains("no calibration artefact"), "{none}");
     assert_eq!(store.list("calibration/", None, 10).unwrap().0.len(), 0);
     let cache = Policy { mode: Mode::Cache, ..Policy::default() };
     assert_eq!(code(store.set_namespace("calibration", cache).await), Code::BadRequest);
-    assert!(!store.delete(&key(&format!("calibration/{hash}")), None).await.unwrap());
+}
+
+/// An artefact of a model of two layers and two heads of eight dimensions.
+fn artefact() -> (String, Vec<u8>) {
+    let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/golden/tiny.calib")).unwrap();
+    (kv::hash(&bytes), bytes)
+}
+
+async fn put_artefact(store: &StorageClient) -> String {
+    let (hash, bytes) = artefact();
+    let options = WriteOptions { ttl: Some(1), consistency: Some(Consistency::Weak), ..WriteOptions::default() };
+    store.store(key(&format!("calibration/{hash}")), spec(bytes.len() as u64), &bytes.into(), options).await.unwrap();
+    hash
+}
+
+/// A KV cache of that model.
+fn tiny(tokens: u64) -> TensorSpec {
+    let axes = ["layer", "kv", "token", "head", "dim"].map(String::from).to_vec();
+    let attributes = [("model", "tiny"), ("rope", "half"), ("rope_theta", "10000"), ("rope_dim", "8")];
+    let attributes = attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let spec = TensorSpec::new(DType::BFloat16, vec![2, 2, tokens, 2, 8]).unwrap();
+    spec.with_axes(axes).unwrap().with_attributes(attributes).unwrap()
+}
+
+async fn put_tiny(store: &StorageClient, name: &str, tokens: u64, codec: &str) -> Result<Vec<u8>, StoreError> {
+    let raw = values(&tiny(tokens), 8);
+    let options = WriteOptions { codec: Some(codec.into()), ..WriteOptions::default() };
+    store.store(key(name), tiny(tokens), &raw.clone().into(), options).await?;
+    Ok(raw)
+}
+
+#[tokio::test]
+async fn a_calibration_stays_while_something_needs_it() {
+    let world = World::new(1 << 30);
+    let first = store(&world).await;
+    let missing = put_tiny(&first, "ns/early", 600, &format!("kvtc:step=0.05@{}", artefact().0)).await;
+    assert_eq!(code(missing), Code::UnknownCalibration);
+    assert_eq!(code(put_tiny(&first, "ns/early", 600, "kvtc:step=0.05").await), Code::BadRequest, "none of its model is here");
+    let hash = put_artefact(&first).await;
+    let entry = first.info(&key(&format!("calibration/{hash}"))).unwrap();
+    assert_eq!((entry.consistency, entry.expires_ms, entry.attributes["model"].as_str()), (Consistency::Strong, None, "tiny"));
+    // Named by nobody, it is the one of its model.
+    let raw = put_tiny(&first, "ns/k", 600, "kvtc:step=0.05").await.unwrap();
+    let entry = first.info(&key("ns/k")).unwrap();
+    assert_eq!((entry.codec, entry.lossy), (format!("kvtc:step=0.05@{hash}"), true));
+    assert!(entry.relative_rmse["k"] < 0.1 && entry.relative_rmse["v"] < 0.1, "{:?}", entry.relative_rmse);
+    let got = get(&first, "ns/k", None).await.unwrap();
+    assert!(got != raw && got.len() == raw.len());
+
+    let again = store(&world).await;
+    let artefact = key(&format!("calibration/{hash}"));
+    assert!(get(&again, "ns/k", None).await.unwrap() == got);
+    let refused = again.delete(&artefact, None).await.unwrap_err();
+    assert!(refused.code() == Code::InUse && refused.to_string().contains("1 records"), "{refused}");
+    assert_eq!(again.delete_prefix("calibration/", None, false).await.unwrap().failed.len(), 1);
+    again.delete(&key("ns/k"), None).await.unwrap();
+    let policy = Policy { codecs: [("small".to_owned(), format!("kvtc:high@{hash}"))].into(), ..Policy::default() };
+    again.set_namespace("cold", policy.clone()).await.unwrap();
+    assert!(again.delete(&artefact, None).await.unwrap_err().to_string().contains("namespace cold"));
+    again.reset_namespace("cold").await.unwrap();
+    assert!(again.delete(&artefact, None).await.unwrap());
+    assert_eq!(code(again.set_namespace("cold", policy.clone()).await), Code::UnknownCalibration);
+    // By configuration: the start says it.
+    let configured = world.prepare(Seams::system(), |_| ());
+    configured.configure_namespace("cold", policy).unwrap();
+    assert!(configured.start().await.unwrap_err().to_string().contains("before the configuration names it"));
+}
+
+#[tokio::test]
+async fn a_codec_that_cuts_across_a_part_takes_the_memory_it_needs_or_says_what_would_do() {
+    let world = World::new(1 << 30);
+    let large = store(&world).await;
+    let hash = put_artefact(&large).await;
+    let codec = format!("kvtc:step=0.05@{hash}");
+    put_tiny(&large, "ns/large", 20_000, &codec).await.unwrap();
+    let got = get(&large, "ns/large", None).await.unwrap();
+    // A range reads what it needs.
+    let small = world.open(Seams::system(), |options| (options.memory_limit, options.hot_limit) = (2 << 20, 0)).await;
+    let slice = [("token".to_owned(), [300, 310])].into();
+    let mut reader = small.read(&key("ns/large"), None, &slice).await.unwrap();
+    let mut part = 0;
+    while let Some(piece) = reader.next().await.unwrap() {
+        part += piece.len();
+    }
+    assert_eq!((part, got.len()), (2 * 2 * 10 * 16 * 2, 20_000 * 128));
+    let refused = put_tiny(&small, "ns/other", 20_000, &codec).await.unwrap_err();
+    assert!(refused.code() == Code::OutOfSpace && refused.to_string().contains("blocks of fewer tokens"), "{refused}");
+    let refused = get(&small, "ns/large", None).await.unwrap_err();
+    assert!(refused.code() == Code::OutOfSpace && refused.to_string().contains("raise memory.limit"), "{refused}");
+    put_tiny(&small, "ns/other", 600, &codec).await.unwrap();
+    assert!(small.ledger().used() > 0, "the artefact that is loaded counts");
 }
