@@ -141,6 +141,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         if_: Literal["absent"] | int | None = None,
         attributes: Mapping[str, str] | Mapping[str, Mapping[str, str]] | None = None,
         spec: KvSpec | str | None = None,
+        derived_from_lossy: bool | None = None,
     ) -> PutResult:
         """Stores a numpy array or a torch tensor under `key` (`namespace/key`), replacing what is there; or
         several by the names of their parts (`{"k": k, "v": v}`), which become visible together.
@@ -153,8 +154,12 @@ class Client(Lookups, Puts, Gets, SameHost):
         the key exists; a version raises StaleVersionError where the key has another. attributes: texts to
         keep with it. Of several parts axes and attributes are given by the names of parts, and so may codec
         be. spec: a kv spec that it follows, or the hash of a registered one; InvalidError where it does not.
+        derived_from_lossy: it was computed from what a lossy codec gave back, so that no get that wants exact
+        bytes finds it.
         """
-        item = Item(array, axes, codec, ttl, consistency, if_, attributes)
+        item = Item(
+            array, axes, codec, ttl, consistency, if_, attributes, derived_from_lossy=derived_from_lossy
+        )
         put = self._put_parts if isinstance(array, Mapping) else self._put_one
         return self._with_spec(spec, lambda hash: put(key, item, hash))
 
@@ -170,6 +175,7 @@ class Client(Lookups, Puts, Gets, SameHost):
             if_=item.if_,
             attributes=attributes,
             kv_spec=kv_spec,
+            derived_from_lossy=item.derived_from_lossy,
         )
         if self._native is not None:
             with _native.translated(self.url):
@@ -396,6 +402,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         if_: Literal["absent"] | int | None = None,
         attributes: Mapping[str, str] | None = None,
         spec: KvSpec | str | None = None,
+        derived_from_lossy: bool | None = None,
     ) -> Created:
         """A tensor to be filled in place: where the client is connected to the server's Unix socket, `array`
         of what is returned is memory that becomes the server's at the commit, without a copy. Elsewhere the
@@ -412,6 +419,7 @@ class Client(Lookups, Puts, Gets, SameHost):
             "consistency": consistency,
             "if_": if_,
             "attributes": attributes,
+            "derived_from_lossy": derived_from_lossy,
         }
 
         def make(hash: str | None) -> Created | None:

@@ -167,6 +167,7 @@ impl<'a> Incoming<'a> {
             consistency: self.options.consistency,
             condition: self.options.condition,
             kv_spec: self.options.kv_spec.clone(),
+            derived_from_lossy: self.options.derived_from_lossy,
             scratch,
         };
         self.writer = Some(self.store.begin(self.key.clone(), spec, options).await.map_err(of_store)?);

@@ -9,6 +9,7 @@ use serde_json::Value;
 use sira_tensor::DType;
 use sira_tensor::shape::MAX_RANK;
 
+use crate::entry::is_false;
 use crate::key::shortened;
 use crate::limited::{List, option};
 use crate::request::{Versioned, parse, versioned};
@@ -32,6 +33,8 @@ pub mod metadata {
     pub const IF: &str = "sira.if";
     /// Hash of a registered kv spec.
     pub const KV_SPEC: &str = "sira.kv_spec";
+    /// Whether it was computed from what a lossy codec gave back: `true` or `false`.
+    pub const DERIVED_FROM_LOSSY: &str = "sira.derived_from_lossy";
     /// What attribute names start with.
     pub const ATTRIBUTE_PREFIX: &str = "sira.attr.";
 }
@@ -121,6 +124,8 @@ pub struct PutOptions {
     pub condition: Option<Condition>,
     /// Hash of the kv spec that it follows.
     pub kv_spec: Option<String>,
+    /// Whether it was computed from what a lossy codec gave back: then it is not exact, however it is kept.
+    pub derived_from_lossy: bool,
     /// The client's own attributes.
     pub attributes: BTreeMap<String, String>,
 }
@@ -147,6 +152,8 @@ struct Command {
     condition: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kv_spec: Option<String>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    derived_from_lossy: bool,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     attributes: BTreeMap<String, String>,
 }
@@ -176,10 +183,14 @@ impl PutOptions {
                 metadata::TTL => options.ttl = Some(value.parse().map_err(|_| bad_ttl(value))?),
                 metadata::CONSISTENCY => options.consistency = Some(value.parse()?),
                 metadata::KV_SPEC => options.kv_spec = Some(value.clone()),
+                metadata::DERIVED_FROM_LOSSY => {
+                    options.derived_from_lossy =
+                        value.parse().map_err(|_| refuse(format!("{name} is {value:?}; it may be true or false")))?;
+                }
                 metadata::IF => options.condition = Some(value.parse()?),
                 _ => {
                     return Err(refuse(format!(
-                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if, .kv_spec and .attr.NAME"
+                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if, .kv_spec, .derived_from_lossy and .attr.NAME"
                     )));
                 }
             }
@@ -200,6 +211,7 @@ impl PutOptions {
             (metadata::CONSISTENCY, self.consistency.map(|v| v.to_string())),
             (metadata::IF, self.condition.map(|v| v.to_string())),
             (metadata::KV_SPEC, self.kv_spec.clone()),
+            (metadata::DERIVED_FROM_LOSSY, self.derived_from_lossy.then(|| "true".to_owned())),
         ];
         entries.extend(fields.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
         entries
@@ -217,6 +229,7 @@ impl PutOptions {
             consistency: command.consistency.as_deref().map(str::parse).transpose()?,
             condition: command.condition.as_deref().map(str::parse).transpose()?,
             kv_spec: command.kv_spec,
+            derived_from_lossy: command.derived_from_lossy,
             attributes: command.attributes,
         };
         Ok((command.key.parse()?, options.checked()?))
@@ -235,6 +248,7 @@ impl PutOptions {
             consistency: self.consistency.map(|level| level.to_string()),
             condition: self.condition.map(|condition| condition.to_string()),
             kv_spec: self.kv_spec.clone(),
+            derived_from_lossy: self.derived_from_lossy,
             attributes: self.attributes.clone(),
         })
     }

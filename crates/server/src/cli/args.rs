@@ -34,6 +34,9 @@ pub(crate) struct PutArgs {
     /// When the put is acknowledged: strong, eventual or weak
     #[arg(long, value_name = "LEVEL")]
     pub consistency: Option<Consistency>,
+    /// It was computed from what a lossy codec gave back: gets that want exact bytes do not find it
+    #[arg(long)]
+    pub derived_from_lossy: bool,
     /// Hash of a registered kv spec that the tensor must follow, as `sira spec put` gives it
     #[arg(long, value_name = "HASH")]
     pub spec: Option<String>,

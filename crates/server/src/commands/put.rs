@@ -42,6 +42,7 @@ impl PutArgs {
             consistency: self.consistency,
             kv_spec: self.spec.clone(),
             condition: self.condition,
+            derived_from_lossy: self.derived_from_lossy,
             ..PutOptions::default()
         }
     }

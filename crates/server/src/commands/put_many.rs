@@ -102,8 +102,14 @@ async fn put_batch(
         let options = args.options();
         let mut entry = PutEntry::new(&item.key, item.spec.clone(), file.read(&item.tensor).await?);
         entry.parts.iter_mut().for_each(|part| part.codec = options.codec.clone());
-        let kv_spec = options.kv_spec.clone();
-        entries.push(PutEntry { ttl: options.ttl, consistency: options.consistency, condition: options.condition, kv_spec, ..entry });
+        entries.push(PutEntry {
+            ttl: options.ttl,
+            consistency: options.consistency,
+            condition: options.condition,
+            kv_spec: options.kv_spec,
+            derived_from_lossy: options.derived_from_lossy,
+            ..entry
+        });
     }
     let results = client.put_many(stream::iter(entries)).await?;
     progress.advance(items.iter().map(|item| item.spec.nbytes()).sum());
