@@ -10,6 +10,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 
+SAMPLE = ROOT / "examples" / "sample" / "smollm2-kv.safetensors"
+
 FIELDS = {
     "codec": (str,),
     "lossless": (bool,),
@@ -80,3 +82,9 @@ def parsed(output: str) -> list[dict[str, Any]]:
     if not found:
         raise ProgramError("it printed nothing")
     return found
+
+
+def names(calibration: Path | None, *, lossless: bool) -> list[str]:
+    """The codecs that it has, of one kind; tried on the sample that the repository has, which is small."""
+    found = tried(SAMPLE, "all", calibration)
+    return [entry["codec"] for entry in found if entry["lossless"] == lossless]
