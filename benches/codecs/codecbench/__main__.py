@@ -33,7 +33,8 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="codecbench",
-        description="Codecs for KV caches side by side.\n\nDocuments are\n\n" + str(documents.__doc__).split("\n\n", 1)[1],
+        description="Codecs for KV caches side by side.\n\nDocuments are\n\n"
+        + str(documents.__doc__).split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -50,16 +51,28 @@ def parse() -> argparse.Namespace:
     def of_speed(one: argparse.ArgumentParser) -> None:
         names = [peer.name for peer in PEERS]
         one.add_argument("--peers", type=words, default=names, help=f"of {','.join(names)}; default: all")
-        one.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds over all codecs; default: {ROUNDS}")
-        one.add_argument("--lossless", type=words, help="codecs of Sira's, or nothing; default: all that it has")
+        one.add_argument(
+            "--rounds", type=int, default=ROUNDS, help=f"rounds over all codecs; default: {ROUNDS}"
+        )
+        one.add_argument(
+            "--lossless", type=words, help="codecs of Sira's, or nothing; default: all that it has"
+        )
 
     def of_damage(one: argparse.ArgumentParser) -> None:
         one.add_argument("--documents", type=words, default=documents.EVALUATION, help="that judge")
         one.add_argument(
-            "--calibration", type=words, default=documents.CALIBRATION, help="documents, or files with KV caches"
+            "--calibration",
+            type=words,
+            default=documents.CALIBRATION,
+            help="documents, or files with KV caches",
         )
         one.add_argument("--methods", type=words, help="baselines; default: all")
-        one.add_argument("--bodies", type=numbers, default=kvtc.BODIES, help="how many times smaller plain KVTC makes its body")
+        one.add_argument(
+            "--bodies",
+            type=numbers,
+            default=kvtc.BODIES,
+            help="how many times smaller plain KVTC makes its body",
+        )
         one.add_argument("--lossy", type=words, help="codecs of Sira's, or nothing; default: all that it has")
 
     one = command("run", run, "everything, over this machine's documents")
@@ -80,7 +93,9 @@ def parse() -> argparse.Namespace:
     one.add_argument("--original", type=Path, help="default: what the model makes of the document")
     one = command("make", run_make, "files with the KV caches of documents, and where they are")
     one.add_argument("documents", nargs="+", metavar="DOCUMENT")
-    one.add_argument("--moments", type=Path, help="also a file of what errors cost the model, over these documents")
+    one.add_argument(
+        "--moments", type=Path, help="also a file of what errors cost the model, over these documents"
+    )
     one = command("report", run_report, "measure nothing: show figures again, together")
     one.add_argument("figures", type=Path, nargs="+", metavar="JSON")
     output(one)
@@ -139,7 +154,9 @@ def speeds(arguments: argparse.Namespace, files: Sequence[Path]) -> dict[str, An
             say(f"Sira's codecs do not take part: {error}")
             ours = []
     given = [tensors.read(file) for file in files]
-    name = " and ".join(tensor.metadata.get("document", file.name) for tensor, file in zip(given, files, strict=True))
+    name = " and ".join(
+        tensor.metadata.get("document", file.name) for tensor, file in zip(given, files, strict=True)
+    )
     return {name: speed.measure(given, arguments.peers, ours, arguments.rounds, say)}
 
 

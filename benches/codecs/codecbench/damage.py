@@ -25,8 +25,9 @@ MODEL = "SmolLM2-135M-Instruct"
 
 def folder() -> Path:
     """Where KV caches and calibrations stay between runs."""
-    cache = os.environ.get("SIRA_CACHE") or os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    return Path(cache) / ("codecs" if "SIRA_CACHE" in os.environ else "sira/codecs")
+    sira = os.environ.get("SIRA_CACHE")
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(sira) if sira else (Path(cache) if cache else Path.home() / ".cache") / "sira") / "codecs"
 
 
 @dataclass
@@ -104,7 +105,9 @@ def measure(plan: Plan, say: Say) -> dict[str, Any]:
     """Every method on every document."""
     where = folder()
     maker = Maker(where, say)
-    files = [Path(name) if name.endswith(".safetensors") else maker.made(name).file for name in plan.calibration]
+    files = [
+        Path(name) if name.endswith(".safetensors") else maker.made(name).file for name in plan.calibration
+    ]
     some: list[Method] = lossy.methods()
     sizes: dict[str, int] = {}
     if files and plan.bodies:
@@ -151,7 +154,8 @@ def measure(plan: Plan, say: Say) -> dict[str, Any]:
 
 
 def calibrated(maker: Maker, names: Sequence[str], files: list[Path], where: Path) -> Path | None:
-    """Sira's calibration of these files; with the model's moments where the documents are known that it read."""
+    """Sira's calibration of these files; with the model's moments where the documents are known that it
+    read."""
     if not files:
         return None
     mark = hashlib.sha256("\n".join(map(str, files)).encode()).hexdigest()[:8]

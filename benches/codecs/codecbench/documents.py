@@ -1,9 +1,9 @@
 """Texts that every machine with this environment has, by name, and those of files.
 
-    source:MODULE       the source of a module of Python or of an installed package
-    topics:NAME         a chapter of Python's reference manual, as `help()` shows it
-    tokens:FILE:NAME    token ids: FILE is JSON, {NAME: {"tokens": [...]}}
-    FILE                any text file
+source:MODULE       the source of a module of Python or of an installed package
+topics:NAME         a chapter of Python's reference manual, as `help()` shows it
+tokens:FILE:NAME    token ids: FILE is JSON, {NAME: {"tokens": [...]}}
+FILE                any text file
 """
 
 from __future__ import annotations

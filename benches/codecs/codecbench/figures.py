@@ -24,7 +24,16 @@ def text(document: dict[str, Any]) -> str:
 
 def lossless(found: dict[str, Any]) -> list[str]:
     """Ratio, speeds and where the codec pays."""
-    heads = ["codec", "ratio", "bits/value", "encode GB/s", f"of {BASE}'s", "decode GB/s", f"of {BASE}'s", "pays below Gbit/s"]
+    heads = [
+        "codec",
+        "ratio",
+        "bits/value",
+        "encode GB/s",
+        f"of {BASE}'s",
+        "decode GB/s",
+        f"of {BASE}'s",
+        "pays below Gbit/s",
+    ]
     width = {"BF16": 16, "F16": 16, "F32": 32}[found["dtype"]]
     base = next((codec for codec in found["codecs"] if codec["name"] == BASE and not codec["error"]), None)
     rows, notes = [], []
@@ -34,18 +43,25 @@ def lossless(found: dict[str, Any]) -> list[str]:
             continue
         if codec["fresh"]:
             notes.append(f"{codec['name']} {codec['fresh']}.")
-        row = [codec["name"], f"{found['bytes'] / codec['bytes']:.3f}", f"{width * codec['bytes'] / found['bytes']:.2f}"]
+        row = [
+            codec["name"],
+            f"{found['bytes'] / codec['bytes']:.3f}",
+            f"{width * codec['bytes'] / found['bytes']:.2f}",
+        ]
         for side in ("encode_gb_s", "decode_gb_s"):
             row += [rates(codec[side]), times(codec[side], base[side] if base else [])]
-        speeds = [spread(codec[side]).median for side in ("encode_gb_s", "decode_gb_s")]
-        rows.append([*row, shown(break_even(found["bytes"] / codec["bytes"], *speeds))])
-    what = f"{found['bytes'] / 1e6:.1f} MB of {found['dtype']}, one core, {found['rounds']} rounds, interleaved: medians (quartiles), ratios round by round."
+        encode, decode = (spread(codec[side]).median for side in ("encode_gb_s", "decode_gb_s"))
+        rows.append([*row, shown(break_even(found["bytes"] / codec["bytes"], encode, decode))])
+    what = (
+        f"{found['bytes'] / 1e6:.1f} MB of {found['dtype']}, one core, {found['rounds']} rounds, interleaved"
+    )
+    what += ": medians (quartiles), ratios round by round."
     return [what, table(heads, rows), *notes]
 
 
 def break_even(ratio: float, encode: float, decode: float, cores: int = 1) -> float:
-    """The link speed in GB/s at which a tensor takes as long encoded as raw: encoded, carried and decoded one after the other, with so many
-    cores at either end. Below it, the codec pays; 0: never.
+    """The link speed in GB/s at which a tensor takes as long encoded as raw: encoded, carried and decoded
+    one after the other, with so many cores at either end. Below it, the codec pays; 0: never.
 
     Raw, a byte takes 1/link; encoded, 1/(cores * encode) + 1/(ratio * link) + 1/(cores * decode).
     """
@@ -56,7 +72,18 @@ def break_even(ratio: float, encode: float, decode: float, cores: int = 1) -> fl
 
 def damage(found: dict[str, Any]) -> list[str]:
     """What the lossy codecs do, document by document."""
-    heads = ["codec", "ratio", "bits/value", "KL", "KL p99", "top-1", "perplexity", "recall NLL", "error K", "error V"]
+    heads = [
+        "codec",
+        "ratio",
+        "bits/value",
+        "KL",
+        "KL p99",
+        "top-1",
+        "perplexity",
+        "recall NLL",
+        "error K",
+        "error V",
+    ]
     parts = [f"**{name} did not take part**: {why}" for name, why in found["missing"].items()]
     for name in dict.fromkeys(entry["document"] for entry in found["results"]):
         here = [entry for entry in found["results"] if entry["document"] == name]
@@ -76,7 +103,10 @@ def damage(found: dict[str, Any]) -> list[str]:
             for entry in sorted(here, key=lambda entry: float(entry["ratio"]))
         ]
         parts.append(f"## Lossy: {name}")
-        parts.append(f"{found['model']}, {found['prefix']} tokens stored; recall NLL of the original: {here[0]['recall_original']:.3f}.")
+        parts.append(
+            f"{found['model']}, {found['prefix']} tokens stored; "
+            f"recall NLL of the original: {here[0]['recall_original']:.3f}."
+        )
         parts.append(table(heads, rows))
     for name, size in found["calibration_bytes"].items():
         parts.append(f"Calibration of {name}: {size / 1e6:.1f} MB, of {len(found['calibration'])} documents.")

@@ -1,7 +1,7 @@
 """What a lossy codec does to the model that reads back what it stored.
 
-A document's first tokens are the stored prefix; those that follow read it. The distribution of each next token with the decoded
-prefix is compared with the one that the original prefix gives.
+A document's first tokens are the stored prefix; those that follow read it. The distribution of each next
+token with the decoded prefix is compared with the one that the original prefix gives.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Moments:
 
 
 def moments(model: Model, documents: Sequence[Sequence[int]]) -> Moments:
-    """Means over documents. A query that stands n tokens after a key is the key's turned by n, so each query of a sample
-    is turned by a distance drawn from those of a prefix."""
+    """Means over documents. A query that stands n tokens after a key is the key's turned by n, so each query
+    of a sample is turned by a distance drawn from those of a prefix."""
     shape = model.shape
     draw = np.random.default_rng(0)
     k_metric = np.zeros((shape.layers, shape.kv_heads, shape.head_dim, shape.head_dim))
@@ -121,7 +121,9 @@ def moments(model: Model, documents: Sequence[Sequence[int]]) -> Moments:
     per_head = np.einsum("lhiw,lhjw->lhij", outputs, outputs)
     grouped = per_head.reshape(shape.layers, shape.kv_heads, shape.group, shape.head_dim, shape.head_dim)
     count = len(documents)
-    return Moments((k_metric / count).astype(np.float32), grouped.sum(axis=2), (residual / count).astype(np.float32))
+    return Moments(
+        (k_metric / count).astype(np.float32), grouped.sum(axis=2), (residual / count).astype(np.float32)
+    )
 
 
 def stored(cache: Cache) -> Cache:

@@ -1,5 +1,6 @@
-"""KVTC (arXiv 2511.01815) without what Sira's own `kvtc` adds: one principal component analysis over all layers and heads, keys without RoPE, keys and
-values apart, bits allotted to the components, DEFLATE last. The first tokens and the latest stay in bfloat16."""
+"""KVTC (arXiv 2511.01815) without what Sira's own `kvtc` adds: one principal component analysis over all
+layers and heads, keys without RoPE, keys and values apart, bits allotted to the components, DEFLATE last.
+The first tokens and the latest stay in bfloat16."""
 
 from __future__ import annotations
 
@@ -66,12 +67,15 @@ def basis(samples: Floats) -> Basis:
     spread = np.sqrt(np.maximum(variances[::-1], 0)).astype(np.float32)
     # Every eighth token says enough of how a width does.
     seen = centred[::8] @ vectors
-    errors = [np.square(seen - dequantized(quantized(seen, width, spread), width, spread)) for width in WIDTHS]
+    errors = [
+        np.square(seen - dequantized(quantized(seen, width, spread), width, spread)) for width in WIDTHS
+    ]
     return Basis(mean, vectors, np.stack([e.mean(axis=0, dtype=np.float64) for e in errors]), spread)
 
 
 def step(width: int, spread: Floats) -> Floats:
-    """The uniform quantiser of so many bits that suits a normal distribution best (Max 1960), in the component's unit."""
+    """The uniform quantiser of so many bits that suits a normal distribution best (Max 1960), in the
+    component's unit."""
     known = (0.0, 1.596, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.05687, 0.03076)
     return np.float32(known[width]) * spread
 
@@ -93,8 +97,8 @@ def dequantized(levels: NDArray[np.int16], width: int, spread: Floats) -> Floats
 
 
 class Allotment:
-    """Widths by dynamic programming: for each number of bits a token, the least total error of all ways to spend them. Neighbours,
-    which are about alike, have one width, as in the paper."""
+    """Widths by dynamic programming: for each number of bits a token, the least total error of all ways to
+    spend them. Neighbours, which are about alike, have one width, as in the paper."""
 
     def __init__(self, distortion: NDArray[np.float64]) -> None:
         self._components = distortion.shape[1]
@@ -132,7 +136,7 @@ class Coded:
 
 def coded(body: Floats, basis: Basis, target: float) -> Coded:
     """Tokens [token, number] in about `target` bytes: a budget is searched of which DEFLATE makes so many."""
-    seen = (body - basis.mean) @ basis.vectors
+    seen = ((body - basis.mean) @ basis.vectors).astype(np.float32, copy=False)
     allotment = Allotment(basis.distortion)
     low, high = 0, allotment.most
     budget = min(round(8 * target / len(body)), high)
@@ -159,7 +163,7 @@ def packed(seen: Floats, widths: NDArray[np.int64], spread: Floats) -> tuple[NDA
         levels[:, these] = quantized(seen[:, these], width, spread[these])
     # A component's levels lie together: neighbours have about the same distribution.
     used = np.ascontiguousarray(levels[:, widths > 0].T).astype(np.int8)
-    return levels, len(zlib.compress(used, 6)) + -(-widths.size // GROUP)
+    return levels, len(zlib.compress(used.data, 6)) + -(-widths.size // GROUP)
 
 
 def method(calibration: Calibration, smaller: float) -> Method:
@@ -182,7 +186,7 @@ def method(calibration: Calibration, smaller: float) -> Method:
         keys[:, :SINKS], keys[:, end:] = cache.keys[:, :SINKS], cache.keys[:, end:]
         return Outcome(Cache(keys, values, cache.rope), bits)
 
-    about = f"plain KVTC: one PCA over all layers and heads, all but {SINKS} sinks and {WINDOW} latest tokens {smaller:g}x smaller"
+    about = f"KVTC, one PCA for all: tokens but the first {SINKS} and last {WINDOW} {smaller:g}x smaller"
     return Method(f"kvtc-plain {smaller:g}x", about, apply)
 
 
@@ -213,7 +217,9 @@ def remembered(caches: Sequence[Cache], folder: Path) -> Calibration:
         found = calibrated(caches)
         folder.mkdir(parents=True, exist_ok=True)
         parts = {"keys": found.keys, "values": found.values}
-        arrays = {f"{name}.{part}": array for name, basis in parts.items() for part, array in vars(basis).items()}
+        arrays = {
+            f"{name}.{part}": array for name, basis in parts.items() for part, array in vars(basis).items()
+        }
         unfinished = file.with_suffix(".part.npz")
         np.savez(unfinished, **arrays)
         unfinished.rename(file)

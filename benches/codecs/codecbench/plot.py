@@ -40,7 +40,9 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
     if document.get("damage", {}).get("results"):
         results = document["damage"]["results"]
         names = list(dict.fromkeys(entry["document"] for entry in results))
-        figure, panels = pyplot.subplots(1, len(names), figsize=(4.5 * len(names) + 1.5, 3.8), sharey=True, squeeze=False)
+        figure, panels = pyplot.subplots(
+            1, len(names), figsize=(4.5 * len(names) + 1.5, 3.8), sharey=True, squeeze=False
+        )
         for axes, name in zip(panels[0], names, strict=True):
             damage(axes, [entry for entry in results if entry["document"] == name])
             axes.set_title(name)
@@ -74,10 +76,19 @@ def damage(axes: Any, results: list[dict[str, Any]]) -> None:
     ours = dict.fromkeys(family(entry["codec"]) for entry in results if entry["codec"].startswith("sira "))
     lines = [(f"sira {name}", f"Sira {name}", SHADES[at % len(SHADES)]) for at, name in enumerate(ours)]
     for prefix, label, colour in (*lines, *FAMILIES):
-        points = sorted((e["bits_per_value"], max(e["kl"], 1e-6)) for e in results if e["codec"].startswith(prefix))
+        points = sorted(
+            (e["bits_per_value"], max(e["kl"], 1e-6)) for e in results if e["codec"].startswith(prefix)
+        )
         if points:
             width = 2.2 if prefix.startswith("sira ") else 1.3
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=width, color=colour, label=label)
+            axes.plot(
+                *zip(*points, strict=True),
+                marker="o",
+                markersize=3.5,
+                linewidth=width,
+                color=colour,
+                label=label,
+            )
     axes.set_yscale("log")
     axes.set_xlabel("bits a value, all bytes counted")
     finish(axes)

@@ -49,7 +49,8 @@ def tried(
 
 
 def calibrated(files: list[Path], moments: Path | None, out: Path) -> None:
-    """Makes a calibration artefact of KV files, of models that are asked what errors cost them where there are moments."""
+    """Makes a calibration artefact of KV files, of models that are asked what errors cost them where there
+    are moments."""
     given = ["--moments", str(moments)] if moments else []
     run("calibrate", *map(str, files), *given, "--out", str(out))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generator
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +124,8 @@ class Ours:
 
 @contextmanager
 def one_core() -> Generator[int, None, None]:
-    """This process, and those that it starts, on the last of its cores; interrupts mostly come to the first."""
+    """This process, and those that it starts, on the last of its cores; interrupts mostly come to the
+    first."""
     before = os.sched_getaffinity(0)
     core = max(before)
     os.sched_setaffinity(0, {core})

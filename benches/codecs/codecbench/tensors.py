@@ -77,7 +77,7 @@ class Cache:
 
     @property
     def tokens(self) -> int:
-        return self.keys.shape[1]
+        return int(self.keys.shape[1])
 
     @property
     def count(self) -> int:
@@ -164,11 +164,14 @@ def rope(metadata: dict[str, str], dim: int) -> Rope | None:
 def joined(tensors: list[Tensor], limit: int, far: int) -> Tensor:
     """These tensors one after the other along their first axis, as many whole rows as `limit` bytes hold.
 
-    Repeated to fill it where they are at least `far` bytes: a repetition that is nearer would flatter what looks back that far.
+    Repeated to fill it where they are at least `far` bytes: a repetition that is nearer would flatter what
+    looks back that far.
     """
     first = tensors[0]
     if any((t.dtype, t.shape[1:]) != (first.dtype, first.shape[1:]) for t in tensors):
-        raise FileError("files that are measured together have one dtype and one shape but for the first axis")
+        raise FileError(
+            "files that are measured together have one dtype and one shape but for the first axis"
+        )
     raw = np.concatenate([t.raw for t in tensors])
     row = math.prod(first.shape[1:]) * first.width
     if raw.size >= far:
