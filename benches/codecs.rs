@@ -12,7 +12,7 @@ const CHUNK: usize = 1 << 20;
 fn codecs(c: &mut Criterion) {
     let raw = sira_benches::kv_cache(CHUNK).unwrap_or_else(|e| panic!("the sample: {e}"));
     let shape = [CHUNK as u64 / 2];
-    let context = ChunkContext { dtype: DType::BFloat16, shape: &shape, origin: &[0] };
+    let context = ChunkContext::new(DType::BFloat16, &shape, &[0]);
     let mut group = c.benchmark_group("chunk of 1 MiB");
     group.throughput(Throughput::Bytes(CHUNK as u64));
     group.bench_function("copy", |b| b.iter(|| std::hint::black_box(raw.clone())));

@@ -91,7 +91,7 @@ fn chunks() {
     let raw: Vec<u8> = (0..1000u32).flat_map(|i| (i / 3).to_le_bytes()).take(2000).collect();
     for text in ["none", "lz4", "zstd", "gzip", "planes+zstd"] {
         let chain: Chain = text.parse().unwrap();
-        let context = ChunkContext { dtype: DType::BFloat16, shape: &[1000], origin: &[0] };
+        let context = ChunkContext::new(DType::BFloat16, &[1000], &[0]);
         let Encoded::Bytes(stored) = chain.encode(&raw, context).unwrap() else {
             write("chunk", text, &[text.as_bytes(), &[0, DType::UInt8 as u8, 4, 0, 1, 2, 3, 4]].concat());
             continue;

@@ -14,7 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
     let len = usize::from(u16::from_le_bytes([head[1], head[2]]));
     sira_fuzz::bounded(bytes.len() + len, || {
         let Ok(chain) = text.parse::<Chain>() else { return };
-        let context = ChunkContext { dtype, shape: &[len as u64], origin: &[0] };
+        let context = ChunkContext::new(dtype, &[len as u64], &[0]);
         if let Ok(raw) = chain.decode(stored, len, context) {
             assert_eq!(raw.len(), len);
         }

@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use sira_tensor::{TensorSpec, grid};
+
 use crate::gzip::Gzip;
 use crate::lz4::Lz4;
 use crate::planes::Planes;
@@ -15,22 +17,32 @@ use crate::{ChunkContext, Codec, CodecError};
 
 /// Every stage there is. A new codec is a module and a row here.
 const STAGES: [Registration; 4] = [
-    Registration { name: "planes", levels: None, build: |_| Box::new(Planes) },
-    Registration { name: "lz4", levels: None, build: |_| Box::new(Lz4) },
+    Registration { name: "planes", takes: Takes::Nothing(|| Box::new(Planes)) },
+    Registration { name: "lz4", takes: Takes::Nothing(|| Box::new(Lz4)) },
     // After planes level 1 is both smaller and faster than 3 on bf16: what matches 3 finds are not worth their cost.
     Registration {
         name: "zstd",
-        levels: Some(Levels { all: 1..=22, alone: 3, after_another: 1 }),
-        build: |level| Box::new(Zstd { level }),
+        takes: Takes::Level(Levels { all: 1..=22, alone: 3, after_another: 1 }, |level| Box::new(Zstd { level })),
     },
-    Registration { name: "gzip", levels: Some(Levels { all: 1..=9, alone: 6, after_another: 6 }), build: |level| Box::new(Gzip { level }) },
+    Registration { name: "gzip", takes: Takes::Level(Levels { all: 1..=9, alone: 6, after_another: 6 }, |level| Box::new(Gzip { level })) },
 ];
 
 struct Registration {
     name: &'static str,
-    levels: Option<Levels>,
-    /// Given a level of `levels`, 0 where there are none.
-    build: fn(u8) -> Box<dyn Codec>,
+    takes: Takes,
+}
+
+/// What stands behind a stage's name.
+enum Takes {
+    Nothing(fn() -> Box<dyn Codec>),
+    /// `:LEVEL`, or the default.
+    Level(Levels, fn(u8) -> Box<dyn Codec>),
+    /// `:ARGUMENT:ARGUMENT@CALIBRATION`, as the stage reads them.
+    Arguments {
+        /// What they look like, for messages: `:int4[:group=32]`.
+        form: &'static str,
+        build: fn(&Arguments<'_>) -> Result<Built, CodecError>,
+    },
 }
 
 struct Levels {
@@ -39,6 +51,20 @@ struct Levels {
     alone: u8,
     /// The default after another stage.
     after_another: u8,
+}
+
+/// The arguments of a stage in a chain's text.
+pub(crate) struct Arguments<'a> {
+    /// What stands between colons: a preset, `name=value`.
+    pub texts: Vec<&'a str>,
+    /// What follows `@`: the SHA-256 of a calibration in 64 hexadecimal digits.
+    pub calibration: Option<&'a str>,
+}
+
+/// A stage made from its arguments, and the shortest text of them: from the first colon to the calibration, which included.
+pub(crate) struct Built {
+    pub codec: Box<dyn Codec>,
+    pub text: String,
 }
 
 /// The stages that a chunk goes through on its way into a tier.
@@ -72,13 +98,15 @@ impl Chain {
         Chain { text: Chain::NONE.into(), stages: Arc::new([]) }
     }
 
-    /// The registered stages and their levels: `none, planes, lz4, zstd:1-22, gzip:1-9`.
+    /// The registered stages and what they take: `none, planes, lz4, zstd:1-22, gzip:1-9`.
     pub fn known() -> String {
         STAGES.iter().fold(Chain::NONE.to_owned(), |mut text, stage| {
             text.push_str(", ");
             text.push_str(stage.name);
-            if let Some(Levels { all, .. }) = &stage.levels {
-                text.push_str(&format!(":{}-{}", all.start(), all.end()));
+            match &stage.takes {
+                Takes::Nothing(_) => {}
+                Takes::Level(Levels { all, .. }, _) => text.push_str(&format!(":{}-{}", all.start(), all.end())),
+                Takes::Arguments { form, .. } => text.push_str(form),
             }
             text
         })
@@ -97,6 +125,16 @@ impl Chain {
     /// Whether every bit comes back.
     pub fn lossless(&self) -> bool {
         self.stages.iter().all(|stage| stage.lossless())
+    }
+
+    /// Hash of the calibration that the chain needs to encode and decode, if it needs one.
+    pub fn calibration(&self) -> Option<&str> {
+        self.stages.iter().find_map(|stage| stage.calibration())
+    }
+
+    /// Extents of the chunks into which `spec` is to be cut for this chain: its stages' wish, or those of any tensor.
+    pub fn chunk_shape(&self, spec: &TensorSpec) -> Vec<u64> {
+        self.stages.iter().find_map(|stage| stage.chunk_shape(spec)).unwrap_or_else(|| grid::chunk_shape(spec))
     }
 
     /// Encodes a chunk; what would come out larger stays raw.
@@ -146,7 +184,8 @@ impl FromStr for Chain {
         let mut stages: Vec<Box<dyn Codec>> = Vec::new();
         let mut canonical = String::new();
         for part in text.split('+') {
-            let (name, level) = part.split_once(':').map_or((part, None), |(name, level)| (name, Some(level)));
+            let end = part.find([':', '@']).unwrap_or(part.len());
+            let (name, arguments) = part.split_at(end);
             if name == Chain::NONE {
                 return Err(bad_chain(text, "`none` stands alone, without a level"));
             }
@@ -158,15 +197,13 @@ impl FromStr for Chain {
             }
             let stage = STAGES.iter().find(|stage| stage.name == name);
             let stage = stage.ok_or_else(|| CodecError::UnknownCodec { name: cut(name), known: Chain::known() })?;
-            let (level, is_default) = stage.level(level, stages.is_empty())?;
+            let built = stage.build(arguments, stages.is_empty())?;
             if !stages.is_empty() {
                 canonical.push('+');
             }
             canonical.push_str(name);
-            if !is_default {
-                canonical.push_str(&format!(":{level}"));
-            }
-            stages.push((stage.build)(level));
+            canonical.push_str(&built.text);
+            stages.push(built.codec);
         }
         Ok(Chain { text: canonical.into(), stages: stages.into() })
     }
@@ -175,19 +212,36 @@ impl FromStr for Chain {
 const COMPRESSOR_NOT_LAST: &str = "only the last stage may compress";
 
 impl Registration {
-    /// The level to build with, and whether it is the default.
-    fn level(&self, text: Option<&str>, alone: bool) -> Result<(u8, bool), CodecError> {
+    /// The stage with `arguments`, which begin with a colon or an at sign where there are any; `alone`: whether it is the first.
+    fn build(&self, arguments: &str, alone: bool) -> Result<Built, CodecError> {
         let bad = |found: &str, expected| CodecError::BadLevel { codec: self.name, expected, found: cut(found) };
-        let Some(levels) = &self.levels else {
-            return text.map_or(Ok((0, true)), |found| Err(bad(found, "no level".to_owned())));
+        let after_colon = arguments.strip_prefix(':');
+        let levels = match &self.takes {
+            Takes::Nothing(build) if arguments.is_empty() => return Ok(Built { codec: build(), text: String::new() }),
+            Takes::Nothing(_) => return Err(bad(after_colon.unwrap_or(arguments), "no level".to_owned())),
+            Takes::Arguments { build, .. } => return build(&Arguments::parse(self.name, arguments)?),
+            Takes::Level(levels, build) => (levels, build),
         };
-        let default = if alone { levels.alone } else { levels.after_another };
-        let Some(text) = text else {
-            return Ok((default, true));
+        let (Levels { all, alone: first, after_another }, build) = levels;
+        let default = if alone { *first } else { *after_another };
+        let level = match arguments {
+            "" => Some(default),
+            _ => after_colon.and_then(|text| text.parse().ok()).filter(|level| all.contains(level)),
         };
-        let level = text.parse().ok().filter(|level| levels.all.contains(level));
-        let expected = || format!("a level of {} to {}", levels.all.start(), levels.all.end());
-        level.map(|level| (level, level == default)).ok_or_else(|| bad(text, expected()))
+        let expected = || format!("a level of {} to {}", all.start(), all.end());
+        let level = level.ok_or_else(|| bad(after_colon.unwrap_or(arguments), expected()))?;
+        Ok(Built { codec: build(level), text: if level == default { String::new() } else { format!(":{level}") } })
+    }
+}
+
+impl<'a> Arguments<'a> {
+    fn parse(codec: &'static str, text: &'a str) -> Result<Arguments<'a>, CodecError> {
+        let (texts, calibration) = text.split_once('@').map_or((text, None), |(texts, hash)| (texts, Some(hash)));
+        if let Some(hash) = calibration.filter(|hash| !sira_tensor::kv::is_hash(hash)) {
+            let expected = "a calibration named by its SHA-256, 64 hexadecimal digits".to_owned();
+            return Err(CodecError::BadLevel { codec, expected, found: cut(hash) });
+        }
+        Ok(Arguments { texts: texts.split(':').skip(1).collect(), calibration })
     }
 }
 
@@ -238,14 +292,14 @@ mod tests {
     use crate::conformance;
     use sira_tensor::DType;
 
-    const CONTEXT: ChunkContext<'_> = ChunkContext { dtype: DType::BFloat16, shape: &[1000], origin: &[0] };
+    const CONTEXT: ChunkContext<'_> = ChunkContext::new(DType::BFloat16, &[1000], &[0]);
 
     #[test]
     fn every_registered_codec_conforms() {
         std::thread::scope(|scope| {
             for stage in &STAGES {
                 scope.spawn(|| {
-                    let codec = (stage.build)(stage.levels.as_ref().map_or(0, |levels| levels.alone));
+                    let codec = stage.build("", true).unwrap().codec;
                     assert_eq!(codec.name(), stage.name);
                     conformance::check(&*codec);
                 });

@@ -96,7 +96,7 @@ fn round_trip(name: &str, codec: &dyn Codec, dtype: DType, content: &str, input:
     let count = elements(dtype, input);
     // The bytes count, not the shape: a context that says less than they do must not lose any.
     for shape in [&[count] as &[u64], &[], &[count / 2, 1, 2]] {
-        let context = ChunkContext { dtype, shape, origin: &[0, 0, 0][..shape.len()] };
+        let context = ChunkContext::new(dtype, shape, &[0, 0, 0][..shape.len()]);
         let encoded = match codec.encode(input, context) {
             Ok(encoded) => encoded,
             Err(error) => {
@@ -167,7 +167,7 @@ fn decode_bounded(codec: &dyn Codec, bytes: &[u8], len: usize, context: ChunkCon
 }
 
 fn flat(dtype: DType, shape: &[u64; 1]) -> ChunkContext<'_> {
-    ChunkContext { dtype, shape, origin: &[0] }
+    ChunkContext::new(dtype, shape, &[0])
 }
 
 /// How many whole elements lie in `bytes`.

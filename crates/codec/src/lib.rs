@@ -7,16 +7,20 @@ mod chain;
 pub mod conformance;
 mod error;
 mod gzip;
+mod kv;
 mod lz4;
 mod planes;
+mod quality;
 mod zstd;
 
 pub use chain::{Chain, Encoded};
 pub use error::CodecError;
+pub use kv::KvFacts;
+pub use quality::Quality;
 
-use sira_tensor::DType;
+use sira_tensor::{DType, TensorSpec};
 
-/// Where a chunk lies in its tensor: what a codec may know besides the bytes.
+/// Where a chunk lies in its tensor, and what the tensor is: what a codec may know besides the bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkContext<'a> {
     /// Element type of the tensor.
@@ -25,6 +29,26 @@ pub struct ChunkContext<'a> {
     pub shape: &'a [u64],
     /// First index of this chunk on each axis.
     pub origin: &'a [u64],
+    /// The tensor it is a chunk of.
+    pub tensor: TensorContext<'a>,
+}
+
+/// What is known of a tensor beyond one of its chunks. Encoding and decoding a chunk take the same.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TensorContext<'a> {
+    /// Extents of the whole tensor, one an axis; empty where they are not known.
+    pub shape: &'a [u64],
+    /// Names of the axes, one an axis; empty where none is named.
+    pub axes: &'a [String],
+    /// What is known of it as a part of a KV cache.
+    pub kv: Option<&'a KvFacts>,
+}
+
+impl<'a> ChunkContext<'a> {
+    /// The context of a chunk of which nothing more is known.
+    pub const fn new(dtype: DType, shape: &'a [u64], origin: &'a [u64]) -> ChunkContext<'a> {
+        ChunkContext { dtype, shape, origin, tensor: TensorContext { shape: &[], axes: &[], kv: None } }
+    }
 }
 
 /// One stage of a chain.
@@ -52,4 +76,14 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     /// The length of the output for `input_len` bytes where that is fixed by the length (a transform); `None`, whatever the
     /// length, for a compressor. A chain needs it to know what each stage decodes to, so only its last stage may compress.
     fn encoded_len(&self, input_len: usize) -> Option<usize>;
+
+    /// Hash of the calibration that the stage was named with, if it needs one.
+    fn calibration(&self) -> Option<&str> {
+        None
+    }
+
+    /// Extents of the chunks that the stage wants of `spec`, one an axis; `None` where it does as well with any.
+    fn chunk_shape(&self, _: &TensorSpec) -> Option<Vec<u64>> {
+        None
+    }
 }

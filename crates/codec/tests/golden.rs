@@ -5,7 +5,7 @@ use sira_codec::{Chain, ChunkContext, Encoded};
 use sira_tensor::DType;
 
 fn context(dtype: DType) -> ChunkContext<'static> {
-    ChunkContext { dtype, shape: &[20], origin: &[0] }
+    ChunkContext::new(dtype, &[20], &[0])
 }
 
 fn hex(text: &str) -> Vec<u8> {

@@ -35,7 +35,7 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn context(dtype: DType) -> ChunkContext<'static> {
-    ChunkContext { dtype, shape: &[1], origin: &[0] }
+    ChunkContext::new(dtype, &[1], &[0])
 }
 
 proptest! {

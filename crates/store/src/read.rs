@@ -337,7 +337,7 @@ impl ChunkSource {
         } else {
             let (spec, (origin, shape)) = (self.spec.clone(), origin_and_shape(&region));
             let decode = move || {
-                let context = ChunkContext { dtype: spec.dtype(), shape: &shape, origin: &origin };
+                let context = ChunkContext::new(spec.dtype(), &shape, &origin);
                 chain.decode(&stored, raw_len, context).map(Bytes::from)
             };
             self.inner.seams.work(decode).await

@@ -105,7 +105,7 @@ impl ChunkSink {
             Bytes::from(raw)
         };
         let (origin, shape) = origin_and_shape(&region);
-        let context = ChunkContext { dtype: self.spec.dtype(), shape: &shape, origin: &origin };
+        let context = ChunkContext::new(self.spec.dtype(), &shape, &origin);
         Ok(match self.chain.encode(&raw, context)? {
             Encoded::Raw => (raw.clone(), xxh3_64(&raw), 0),
             Encoded::Bytes(encoded) => {

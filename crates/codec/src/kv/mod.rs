@@ -1,0 +1,5 @@
+//! KV caches, as codecs see them.
+
+mod facts;
+
+pub use facts::KvFacts;
