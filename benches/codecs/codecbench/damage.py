@@ -124,7 +124,10 @@ def measure(plan: Plan, say: Say) -> dict[str, Any]:
         if plan.ours != []:
             artefact = calibrated(maker, plan.calibration, files, where)
             sizes["sira"] = artefact.stat().st_size if artefact else 0
-            ours = plan.ours or program.names(artefact, lossless=False)
+            ours = plan.ours or [
+                *program.names(artefact, lossless=False),
+                *(["kvtc"] if artefact else []),
+            ]
     except program.ProgramError as error:
         missing["sira"] = str(error)
         say(f"Sira's codecs do not take part: {error}")
@@ -134,13 +137,13 @@ def measure(plan: Plan, say: Say) -> dict[str, Any]:
         say(f"{name}: the original")
         judge = Judge(maker.model, stored.tokens, tensors.cache(tensors.read(stored.file)))
         for method in some:
-            say(f"{name}: {method.name}")
             results.append(entry(name, method.name, method.about, judge, method.apply(judge.original)))
+            say(line(results[-1]))
         for codec in ours:
-            say(f"{name}: sira {codec}")
             try:
                 outcome = ours_on(stored.file, codec, artefact, where)
                 results.append(entry(name, f"sira {codec}", "Sira", judge, outcome))
+                say(line(results[-1]))
             except (program.ProgramError, tensors.FileError) as error:
                 missing[f"sira {codec}"] = str(error)
     return {
@@ -177,6 +180,10 @@ def ours_on(file: Path, codec: str, artefact: Path | None, where: Path) -> Outco
     decoded.metadata = tensors.read(file).metadata
     out.unlink()
     return Outcome(tensors.cache(decoded), 8.0 * said["stored_bytes"])
+
+
+def line(found: dict[str, Any]) -> str:
+    return f"{found['document']}: {found['codec']}: ratio {found['ratio']:.2f}, KL {found['kl']:.5f}"
 
 
 def entry(document: str, codec: str, about: str, judge: Judge, outcome: Outcome) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def lossless(found: dict[str, Any]) -> list[str]:
         f"of {BASE}'s",
         "decode GB/s",
         f"of {BASE}'s",
-        "pays below Gbit/s",
+        "put pays below",
+        "get pays below",
     ]
     width = {"BF16": 16, "F16": 16, "F32": 32}[found["dtype"]]
     base = next((codec for codec in found["codecs"] if codec["name"] == BASE and not codec["error"]), None)
@@ -43,15 +44,13 @@ def lossless(found: dict[str, Any]) -> list[str]:
             continue
         if codec["fresh"]:
             notes.append(f"{codec['name']} {codec['fresh']}.")
-        row = [
-            codec["name"],
-            f"{found['bytes'] / codec['bytes']:.3f}",
-            f"{width * codec['bytes'] / found['bytes']:.2f}",
-        ]
+        ratio = found["bytes"] / codec["bytes"]
+        row = [codec["name"], f"{ratio:.3f}", f"{width / ratio:.2f}"]
         for side in ("encode_gb_s", "decode_gb_s"):
             row += [rates(codec[side]), times(codec[side], base[side] if base else [])]
-        encode, decode = (spread(codec[side]).median for side in ("encode_gb_s", "decode_gb_s"))
-        rows.append([*row, shown(break_even(found["bytes"] / codec["bytes"], encode, decode))])
+        for side in ("encode_gb_s", "decode_gb_s"):
+            row.append(link(pays_below(ratio, spread(codec[side]).median)))
+        rows.append(row)
     what = (
         f"{found['bytes'] / 1e6:.1f} MB of {found['dtype']}, one core, {found['rounds']} rounds, interleaved"
     )
@@ -59,15 +58,13 @@ def lossless(found: dict[str, Any]) -> list[str]:
     return [what, table(heads, rows), *notes]
 
 
-def break_even(ratio: float, encode: float, decode: float, cores: int = 1) -> float:
-    """The link speed in GB/s at which a tensor takes as long encoded as raw: encoded, carried and decoded
-    one after the other, with so many cores at either end. Below it, the codec pays; 0: never.
+def pays_below(ratio: float, speed: float, cores: int = 1) -> float:
+    """The link speed in Gbit/s below which a put of encoded bytes takes less time than one of raw bytes (with
+    the speed of encoding), or a get (of decoding), where one follows the other; 0: never.
 
-    Raw, a byte takes 1/link; encoded, 1/(cores * encode) + 1/(ratio * link) + 1/(cores * decode).
+    Raw, a byte takes 1/link; encoded, 1/(ratio * link) + 1/(cores * speed).
     """
-    if ratio <= 1:
-        return 0.0
-    return cores * (1 - 1 / ratio) / (1 / encode + 1 / decode)
+    return 8 * cores * speed * max(1 - 1 / ratio, 0)
 
 
 def damage(found: dict[str, Any]) -> list[str]:
@@ -123,5 +120,5 @@ def times(ours: Sequence[float], theirs: Sequence[float]) -> str:
     return f"{found.median:.2f}x ({found.low:.2f}-{found.high:.2f})" if found else ""
 
 
-def shown(link: float) -> str:
-    return f"{8 * link:.2f}" if link else "never"
+def link(speed: float) -> str:
+    return f"{speed:.1f} Gbit/s" if speed else "never"

@@ -111,7 +111,7 @@ class Ours:
         if self.result.error:
             return
         try:
-            [found] = program.tried(self.file, self.codec)
+            [found] = program.tried(self.file, self.codec, seconds=SLICE)
         except (program.ProgramError, ValueError) as error:
             self.result.error = str(error)
             return
