@@ -41,8 +41,8 @@ def program() -> Path:
 def tried(
     file: Path, codec: str, calibration: Path | None = None, out: Path | None = None, seconds: float = 0
 ) -> list[dict[str, Any]]:
-    """What `sira codec try` says of the codec, or of `all`; each is timed for so long, three rounds of its own
-    at least. `out` gets what one codec decoded."""
+    """What `sira codec try` says of the codec, or of `all`, timed so long, three rounds at least.
+    `out` gets what one codec decoded."""
     command = ["codec", "try", str(file), "--codec", codec, "--seconds", f"{seconds:g}", "--json"]
     command += ["--calib", str(calibration)] if calibration else []
     command += ["--out", str(out)] if out else []
