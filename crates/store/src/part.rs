@@ -1,18 +1,20 @@
 //! One part of a put: its bytes are gathered into slabs, which are kept, or cut into chunks and stored.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use sira_backend::Payload;
 use sira_codec::Chain;
 use sira_tensor::TensorSpec;
-use sira_tensor::grid::{Grid, Slab, Slabs, chunk_shape};
+use sira_tensor::grid::{Grid, Region as Cells, Slab, Slabs, chunk_shape};
 use tokio::sync::oneshot;
 
 use crate::StoreError;
 use crate::client::Inner;
 use crate::digest::Digest;
-use crate::hot::{HotPart, HotTier};
+use crate::hot::{BLOCK, HotPart, HotTier};
 use crate::ledger::Reservation;
 use crate::record::{Chunk, Part};
 use crate::region::{Region, taken};
@@ -83,13 +85,15 @@ pub(crate) struct PartWriter {
     current: Option<(Slab, Region, Digest)>,
     /// The slab being stored, while the next one fills.
     storing: Option<oneshot::Receiver<Result<Vec<Chunk>, StoreError>>>,
-    last: Option<Slab>,
+    last: Option<Cells>,
     /// Cells and what is stored of them.
     chunks: Vec<(u64, Chunk)>,
     /// What stays in memory, with the checksum of each block and its reservation.
     kept: Option<(Payload, Vec<u64>, Reservation)>,
     /// The part of memory that it is for.
     hot: Arc<HotTier>,
+    /// Bytes that memory is verified by.
+    block_bytes: usize,
 }
 
 impl PartWriter {
@@ -98,6 +102,12 @@ impl PartWriter {
         let keeps = match target {
             Target::Kept => true,
             Target::Chunks(_) => hot.takes(plan.part.spec.nbytes()),
+        };
+        // The checksum of a slab that becomes one chunk as it is serves both.
+        let as_it_is = |sink: &ChunkSink| sink.chain.is_none() && plan.grid.slab_bytes() == plan.grid.region_bytes(&plan.grid.cell(0));
+        let block_bytes = match &target {
+            Target::Chunks(sink) if as_it_is(sink) => usize::try_from(plan.grid.slab_bytes()).unwrap_or(BLOCK),
+            _ => BLOCK,
         };
         PartWriter {
             slabs: plan.grid.slabs(),
@@ -109,6 +119,7 @@ impl PartWriter {
             chunks: Vec::new(),
             kept: keeps.then(|| (Payload::default(), Vec::new(), reservation)),
             hot,
+            block_bytes,
         }
     }
 
@@ -117,8 +128,8 @@ impl PartWriter {
         while !bytes.is_empty() {
             if self.current.is_none() {
                 let slab = self.slabs.next().ok_or_else(|| StoreError::Internal("a tensor longer than its slabs".into()))?;
-                let bytes = slab.bytes(&self.grid);
-                self.current = Some((slab, inner.regions.region(bytes)?, self.digest(bytes)));
+                let region = inner.regions.region(slab.bytes(&self.grid))?;
+                self.current = Some((slab, region, Digest::new(self.block_bytes)));
             }
             let Some((_, region, digest)) = &mut self.current else { continue };
             let (now, later) = bytes.split_at(region.append(bytes));
@@ -134,29 +145,40 @@ impl PartWriter {
     /// Takes all bytes of a part that is one slab, as they lie.
     pub async fn adopt(&mut self, inner: &Inner, region: Region) -> Result<(), StoreError> {
         let slab = self.slabs.next().ok_or_else(|| StoreError::Internal("a tensor without slabs".into()))?;
-        let mut digest = self.digest(slab.bytes(&self.grid));
+        let mut digest = Digest::new(self.block_bytes);
         digest.update(region.bytes());
         self.current = Some((slab, region, digest));
         self.slab_full(inner).await
     }
 
-    fn digest(&self, bytes: u64) -> Digest {
-        Digest::new(bytes, matches!(&self.target, Target::Chunks(sink) if sink.chain.is_none()))
-    }
-
     /// Hands a full slab on, once the one before it is stored.
     async fn slab_full(&mut self, inner: &Inner) -> Result<(), StoreError> {
         let Some((slab, region, digest)) = self.current.take() else { return Ok(()) };
-        let (bytes, (blocks, checksum)) = (region.freeze(), digest.finish());
+        let (bytes, blocks) = (region.freeze(), digest.finish());
+        let checksum = match blocks[..] {
+            [only] => Some(only),
+            _ => None,
+        };
         self.keep(&bytes, blocks);
         if let Target::Chunks(sink) = self.target.clone() {
             self.wait_stored().await?;
+            let region = slab.region.clone();
+            let mut storing = Box::pin(async move { sink.store(&slab, bytes, checksum).await });
+            // A backend that waits for nothing, as memory does, is done here and now: no task.
+            if let Some(stored) = storing.as_mut().now_or_never() {
+                return self.stored(&region, stored?);
+            }
             let (sender, receiver) = oneshot::channel();
-            self.last = Some(slab.clone());
-            self.storing = Some(receiver);
+            (self.last, self.storing) = (Some(region), Some(receiver));
             // Runs to its end even if the writer goes: what is being written must be known before it can be swept.
-            inner.seams.spawner.spawn(Box::pin(async move { drop(sender.send(sink.store(&slab, bytes, checksum).await)) }));
+            inner.seams.spawner.spawn(Box::pin(async move { drop(sender.send(storing.await)) }));
         }
+        Ok(())
+    }
+
+    /// Notes what is stored of a slab.
+    fn stored(&mut self, slab: &[Range<u64>], stored: Vec<Chunk>) -> Result<(), StoreError> {
+        self.chunks.extend(self.grid.touched(slab).into_iter().zip(stored));
         Ok(())
     }
 
@@ -180,8 +202,7 @@ impl PartWriter {
         let (Some(storing), Some(slab)) = (&mut self.storing, self.last.take()) else { return Ok(()) };
         let stored = storing.await.unwrap_or_else(|_| Err(StoreError::Internal("a task that stores chunks has died".into())));
         self.storing = None;
-        self.chunks.extend(self.grid.touched(&slab.region).into_iter().zip(stored?));
-        Ok(())
+        self.stored(&slab, stored?)
     }
 
     /// The slab that is still being stored, if any.
@@ -208,6 +229,6 @@ impl PartWriter {
         // What holds no bytes needs no place in memory, but what waits to be written behind must be whole.
         let waits = matches!(self.target, Target::Kept) && !inline;
         let kept = kept.filter(|(payload, _, _)| waits || !payload.is_empty());
-        Ok((record, kept.map(|(payload, checksums, reservation)| HotPart::gathered(payload, checksums, reservation))))
+        Ok((record, kept.map(|(payload, checksums, reservation)| HotPart::gathered(payload, (self.block_bytes, checksums), reservation))))
     }
 }
