@@ -106,7 +106,14 @@ impl HotPart {
 
     /// As [`HotPart::new`], of pieces whose checksums were taken as they came in, one for each block of so many bytes.
     pub(crate) fn gathered(payload: Payload, (bytes, checksums): (usize, Vec<u64>), reservation: Reservation) -> HotPart {
-        HotPart { payload, blocks: Blocks::new(bytes, checksums), announced: OnceLock::new(), _reservation: reservation, region: None, counted: None }
+        HotPart {
+            payload,
+            blocks: Blocks::new(bytes, checksums),
+            announced: OnceLock::new(),
+            _reservation: reservation,
+            region: None,
+            counted: None,
+        }
     }
 
     /// A part whose bytes lie in `region`, cut as the slabs of `grid` are.
@@ -329,7 +336,13 @@ mod tests {
     fn a_block_is_verified_at_first_and_again_after_a_while() {
         let pieces = [vec![1u8; BLOCK + 5], vec![2; 9]];
         let checksums = |last| vec![xxh3_64(&pieces[0][..BLOCK]), xxh3_64(&pieces[0][BLOCK..]), last];
-        let part = |last| HotPart::gathered(pieces.clone().map(bytes::Bytes::from).into_iter().collect(), (BLOCK, checksums(last)), Reservation::default());
+        let part = |last| {
+            HotPart::gathered(
+                pieces.clone().map(bytes::Bytes::from).into_iter().collect(),
+                (BLOCK, checksums(last)),
+                Reservation::default(),
+            )
+        };
         let read = |part: &HotPart, now| {
             let mut place = Place::default();
             std::iter::from_fn(|| part.block(&mut place, now)).map(|block| block.map(|block| block.len()).ok()).collect::<Vec<_>>()
@@ -349,7 +362,11 @@ mod tests {
         }
         assert!(read(&bad, 500_000)[2].is_none(), "the clock was set back");
         assert!(bad.verified().is_err(), "whoever wants all of it verified gets that");
-        let whole = HotPart::gathered(pieces.clone().map(bytes::Bytes::from).into_iter().collect(), (usize::MAX, pieces.iter().map(|piece| xxh3_64(piece)).collect()), Reservation::default());
+        let whole = HotPart::gathered(
+            pieces.clone().map(bytes::Bytes::from).into_iter().collect(),
+            (usize::MAX, pieces.iter().map(|piece| xxh3_64(piece)).collect()),
+            Reservation::default(),
+        );
         assert_eq!(read(&whole, 0), [Some(BLOCK + 5), Some(9)], "a piece is one block");
     }
 
