@@ -92,7 +92,11 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     pub async fn open(pool: &Pool, ticket: &[u8], end: Option<Instant>) -> Result<Incoming, ClientError> {
-        let mut messages = Messages::open(pool, ticket, end).await?;
+        Incoming::begin(Messages::open(pool, ticket, end).await?).await
+    }
+
+    /// Reads the description.
+    pub async fn begin(mut messages: Messages) -> Result<Incoming, ClientError> {
         let first = messages.next().await?.ok_or_else(|| ClientError::protocol("a get without a schema"))?;
         let carried = get::carried(&FlightData::new().with_data_header(first.header));
         let (spec, column) = carried.map_err(|error| {
