@@ -10,8 +10,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use self::args::{
-    CalibrateArgs, CodecCommand, CodecTryArgs, ExportArgs, GetArgs, ImportArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs, PutArgs,
-    RemoveArgs, RouteArgs, SpecCommand, TopArgs,
+    CalibrateArgs, CodecCommand, CodecTryArgs, ExportArgs, GetArgs, ImportArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs,
+    PutArgs, RemoveArgs, RouteArgs, SpecCommand, TopArgs,
 };
 use crate::commands::Server;
 use crate::config::{Config, ConfigError, Flags};

@@ -30,7 +30,8 @@ impl Model {
         for (spec, facts) in parts {
             let origin = vec![0; spec.shape().len()];
             // One token says as much as all of them.
-            let shape: Vec<u64> = spec.shape().iter().zip(spec.axes()).map(|(&extent, axis)| if axis == "token" { 1 } else { extent }).collect();
+            let shape: Vec<u64> =
+                spec.shape().iter().zip(spec.axes()).map(|(&extent, axis)| if axis == "token" { 1 } else { extent }).collect();
             if shape.len() != origin.len() {
                 return Err(CodecError::encode(WHO, "a tensor whose axes have no names; layer, kv, token, head and dim are looked for"));
             }
@@ -78,13 +79,17 @@ impl<'a> Document<'a> {
         let layout = Layout::of(WHO, context, chunk.len())?;
         let (dim, width) = (self.model.dim as usize, self.model.vector());
         let fits = |matrix: &kv::Matrix| {
-            matrix.layer < self.model.layers.into() && matrix.head < self.model.heads.into() && matrix.dim == dim && layout.tokens == self.tokens
+            matrix.layer < self.model.layers.into()
+                && matrix.head < self.model.heads.into()
+                && matrix.dim == dim
+                && layout.tokens == self.tokens
         };
         let mut head = vec![0.0; self.tokens * dim];
         for matrix in layout.matrices().filter(|matrix| matrix.kind != kv::Kind::Other) {
             if !fits(&matrix) {
                 let Model { layers, heads, dim, .. } = self.model;
-                let reason = format!("{:?} is not {} tokens of {layers} layers and {heads} heads of {dim} values", context.shape, self.tokens);
+                let reason =
+                    format!("{:?} is not {} tokens of {layers} layers and {heads} heads of {dim} values", context.shape, self.tokens);
                 return Err(CodecError::encode(WHO, reason));
             }
             layout.read(chunk, &matrix, 0..self.tokens, &mut head);

@@ -199,7 +199,8 @@ impl Source {
                 file.read_box(&tensors[index], &region).await
             }
             Source::Server(client, key) => {
-                let options = GetOptions { slice: [("token".to_owned(), range)].into(), part: Some(part.name.clone()), ..GetOptions::default() };
+                let options =
+                    GetOptions { slice: [("token".to_owned(), range)].into(), part: Some(part.name.clone()), ..GetOptions::default() };
                 Ok(client.get(key, &options).await?.into_bytes().await?.to_vec())
             }
         }
@@ -212,7 +213,9 @@ async fn moments(path: &Path, model: &Model) -> Result<Moments, Failure> {
     let mut numbers = Vec::new();
     for name in ["k_metric", "v_metric", "residual"] {
         let tensor = contents.tensors.iter().find(|tensor| tensor.name == name && tensor.spec.dtype() == DType::Float32);
-        let tensor = tensor.ok_or_else(|| Failure::with(path.display(), format!("no tensor {name} of float32; moments have k_metric, v_metric and residual")))?;
+        let tensor = tensor.ok_or_else(|| {
+            Failure::with(path.display(), format!("no tensor {name} of float32; moments have k_metric, v_metric and residual"))
+        })?;
         let bytes = file.read(tensor).await?;
         numbers.push(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>());
     }
