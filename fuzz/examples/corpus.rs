@@ -9,6 +9,7 @@ use prost::Message;
 use sira::formats::{npy, safetensors};
 use sira_codec::{Chain, ChunkContext, Encoded, KvFacts, TensorContext};
 use sira_fuzz::seeds;
+use sira_tensor::kv::Rope;
 use sira_tensor::{DType, TensorSpec};
 
 /// Bytes of the largest seed of put streams: small ones are changed more often.

@@ -73,19 +73,22 @@ impl Cache {
 fn caches() -> impl Strategy<Value = Cache> {
     let named = ["layer", "kv", "token", "head", "dim"].map(str::to_owned).to_vec();
     let extents = (1..3u64, 1..3u64, 1..70u64, 1..3u64, 1..12u64);
-    (Just(named).prop_shuffle(), extents, any::<bool>(), 0..10_000u64).prop_map(|(axes, (layer, kv, token, head, dim), rope, first_position)| {
-        let extent = |name: &String| match name.as_str() {
-            "layer" => layer,
-            "kv" => kv,
-            "token" => token,
-            "head" => head,
-            _ => dim,
-        };
-        let shape = axes.iter().map(extent).collect();
-        let style = if dim % 2 == 0 { RopeStyle::Half } else { RopeStyle::Interleaved };
-        let rope = rope.then(|| Rope { theta: 1e4, dim: (dim as u32 / 2 * 2).max(2), style, first_position, scaling: Default::default() });
-        Cache { axes, shape, facts: Some(KvFacts { model: None, rope, part: "data".into(), fields: Vec::new() }) }
-    })
+    (Just(named).prop_shuffle(), extents, any::<bool>(), 0..10_000u64).prop_map(
+        |(axes, (layer, kv, token, head, dim), rope, first_position)| {
+            let extent = |name: &String| match name.as_str() {
+                "layer" => layer,
+                "kv" => kv,
+                "token" => token,
+                "head" => head,
+                _ => dim,
+            };
+            let shape = axes.iter().map(extent).collect();
+            let style = if dim % 2 == 0 { RopeStyle::Half } else { RopeStyle::Interleaved };
+            let rope =
+                rope.then(|| Rope { theta: 1e4, dim: (dim as u32 / 2 * 2).max(2), style, first_position, scaling: Default::default() });
+            Cache { axes, shape, facts: Some(KvFacts { model: None, rope, part: "data".into(), fields: Vec::new() }) }
+        },
+    )
 }
 
 /// Nearly normal values, and their bytes.

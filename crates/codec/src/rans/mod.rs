@@ -32,6 +32,7 @@ type States = [u32; LANES];
 ///
 /// # Errors
 /// A symbol whose frequency is zero in its table; runs that are not as long as the symbols or name no table.
+#[cfg(test)]
 pub(crate) fn encode(symbols: &[u8], runs: impl IntoIterator<Item = (usize, usize)>, tables: &[Table]) -> Result<Vec<u8>, CodecError> {
     let mut stored = Vec::new();
     encode_to(&mut stored, symbols, runs, tables)?;
