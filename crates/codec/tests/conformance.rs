@@ -28,11 +28,6 @@ fn planes_and_gzip() {
 }
 
 #[test]
-fn planes_and_float_rans() {
-    check_chain("planes+float-rans");
-}
-
-#[test]
 fn quantised() {
     check_chain("int8:group=16");
     check_chain("int4");
@@ -43,4 +38,9 @@ fn quantised() {
 fn kvq() {
     check_chain("kvq:near-lossless:sinks=0");
     check_chain("kvq:rate=3:window=5");
+}
+
+#[test]
+fn planes_and_float_rans() {
+    check_chain("planes+float-rans");
 }

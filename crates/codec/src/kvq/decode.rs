@@ -128,9 +128,14 @@ fn symbols(input: &[u8], channels: &[Channel], tokens: usize) -> Result<Symbols,
     let mut counts = vec![0; tables.rans.len()];
     channels.iter().filter_map(table).for_each(|table| counts[table] += tokens);
     let mut next: Vec<usize> = counts.iter().scan(0, |sum, count| Some(std::mem::replace(sum, *sum + count))).collect();
-    let starts =
-        channels.iter().map(|channel| table(channel).map_or(usize::MAX, |table| std::mem::replace(&mut next[table], next[table] + tokens)));
-    let starts = starts.collect();
+    let mut start = |channel: &Channel| match table(channel) {
+        Some(table) => {
+            next[table] += tokens;
+            next[table] - tokens
+        }
+        None => usize::MAX,
+    };
+    let starts = channels.iter().map(&mut start).collect();
     let mut all = vec![0; counts.iter().sum()];
     rans::decode(input, counts.iter().copied().enumerate(), &tables.rans, &mut all)?;
     Ok(Symbols { all, starts, tokens })

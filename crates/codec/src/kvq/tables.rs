@@ -191,7 +191,7 @@ mod tests {
         let mut bytes = Vec::new();
         tables.rans.iter().for_each(|table| table.write(&mut bytes));
         bytes.extend(tables.values.iter().flatten().flat_map(|value| value.to_le_bytes()));
-        assert_eq!(sira_tensor::kv::hash(&bytes), "");
+        assert_eq!(sira_tensor::kv::hash(&bytes), "380eb456266cd1d4c91831e88ddb4496fa68731b48bae2940674f6a2ab1b9b0d");
     }
 
     #[test]
@@ -201,10 +201,10 @@ mod tests {
             let entropy: f64 =
                 (0..=255u8).map(|symbol| f64::from(rans.frequency(symbol)) / 4096.0 * f64::from(bits[usize::from(symbol)])).sum();
             let deviation = libm::exp2(f64::from(index as i32 + FINEST) / 4.0);
-            // Of a normal distribution, in steps: exact where it is wide, more than that where it is not.
+            // Of a normal distribution as wide, in steps; what is narrow has less, by its dead zone.
             let normal = libm::log2(deviation) + 2.047;
             assert!(
-                entropy > normal - 0.03 && (index < 12 || entropy < normal + 0.15),
+                entropy < normal.max(0.2) + 0.2 && (index < 16 || entropy > normal - 0.1),
                 "{index}: {entropy} bits, {normal} of a normal one"
             );
         }
