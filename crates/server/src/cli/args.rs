@@ -12,7 +12,7 @@ use crate::formats::avro::Codec;
 /// `sira put`.
 #[derive(Debug, Args)]
 pub(crate) struct PutArgs {
-    /// .npy or .safetensors
+    /// .npy or .safetensors; or .calib, with the key calibration/
     pub file: PathBuf,
     /// namespace/name; one that ends with / takes a key for each tensor of a .safetensors file
     pub key: String,
@@ -25,7 +25,7 @@ pub(crate) struct PutArgs {
     /// Names of the axes, joined by commas: layer,kv,token,head,dim
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub axes: Vec<String>,
-    /// How lower tiers keep it: none, lz4, zstd, zstd:9, gzip, planes+zstd
+    /// How lower tiers keep it: none, zstd:9, float-rans, kvq:high, ...; `sira codec list` has all
     #[arg(long)]
     pub codec: Option<String>,
     /// How long it is kept: seconds, or text such as 90m or 7d

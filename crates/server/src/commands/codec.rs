@@ -34,7 +34,7 @@ pub(crate) async fn codec(command: CodecCommand) -> Result<(), Failure> {
 
 /// `sira codec try`.
 async fn try_file(args: &CodecTryArgs) -> Result<(), Failure> {
-    let calibration = args.calibration.as_deref().map(calibration).transpose()?;
+    let calibration = args.calibration.as_deref().map(calibration).transpose()?.map(|(calibration, _)| calibration);
     let (chains, asked) = chains(&args.codecs, calibration.as_ref())?;
     let (file, contents) = TensorFile::open(&args.file).await?;
     let tensor = choose(&args.file, &contents, args.tensor.as_deref())?;
@@ -87,15 +87,16 @@ fn chains(texts: &[String], calibration: Option<&Calibration>) -> Result<(Vec<Ch
     Ok((chains.map_err(|error| Failure::Usage(error.to_string()))?, !all))
 }
 
-/// Reads a calibration.
-pub(super) fn calibration(path: &Path) -> Result<Calibration, Failure> {
+/// Reads a calibration; gives its bytes too.
+pub(super) fn calibration(path: &Path) -> Result<(Calibration, Vec<u8>), Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::with(path.display(), error);
     let len = std::fs::metadata(path).map_err(|error| failed(&error))?.len();
     if len > Calibration::MAX_LEN as u64 {
         return Err(failed(&format!("{len} bytes; a calibration has at most {}", Calibration::MAX_LEN)));
     }
     let bytes = std::fs::read(path).map_err(|error| failed(&error))?;
-    Calibration::from_bytes(&bytes).map_err(|error| failed(&error))
+    let calibration = Calibration::from_bytes(&bytes).map_err(|error| failed(&error))?;
+    Ok((calibration, bytes))
 }
 
 /// The tensor of a file that is named, or its only one.
