@@ -3,6 +3,7 @@
 //! A chunk is encoded by a [`Chain`], named by its text (`planes+zstd`), which is written beside the chunk; any reader
 //! decodes from that text alone, without configuration. Nothing here does I/O.
 
+pub mod calibration;
 mod chain;
 pub mod conformance;
 mod error;
@@ -10,6 +11,7 @@ mod float;
 mod gzip;
 mod kv;
 mod kvq;
+mod kvtc;
 mod lz4;
 mod planes;
 mod quality;
@@ -18,6 +20,7 @@ mod rans;
 mod stages;
 mod zstd;
 
+pub use calibration::Calibration;
 pub use chain::{Chain, Encoded, stages};
 pub use error::CodecError;
 pub use kv::KvFacts;
@@ -48,12 +51,14 @@ pub struct TensorContext<'a> {
     pub axes: &'a [String],
     /// What is known of it as a part of a KV cache.
     pub kv: Option<&'a KvFacts>,
+    /// The calibration that the chain names, for those that name one.
+    pub calibration: Option<&'a Calibration>,
 }
 
 impl<'a> ChunkContext<'a> {
     /// The context of a chunk of which nothing more is known.
     pub const fn new(dtype: DType, shape: &'a [u64], origin: &'a [u64]) -> ChunkContext<'a> {
-        ChunkContext { dtype, shape, origin, tensor: TensorContext { shape: &[], axes: &[], kv: None } }
+        ChunkContext { dtype, shape, origin, tensor: TensorContext { shape: &[], axes: &[], kv: None, calibration: None } }
     }
 }
 

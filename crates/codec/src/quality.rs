@@ -185,7 +185,7 @@ mod tests {
         let packed = KvFacts { fields: vec![field("k", 0), field("v", 1)], ..KvFacts::default() };
         let alone = KvFacts { part: "v".into(), ..KvFacts::default() };
         for (facts, expected) in [(&packed, (Some(1.0), Some(0.0))), (&alone, (None, Some((1f64 / 5.0).sqrt())))] {
-            let tensor = TensorContext { shape: &[1, 2], axes: &axes, kv: Some(facts) };
+            let tensor = TensorContext { shape: &[1, 2], axes: &axes, kv: Some(facts), calibration: None };
             let mut quality = Quality::default();
             quality.add(
                 &bytes(&[1.0, 2.0]),

@@ -485,7 +485,7 @@ mod tests {
                     value(&at).to_le_bytes()
                 })
                 .collect();
-            let tensor = TensorContext { shape: &shape, axes: &axes, kv: None };
+            let tensor = TensorContext { shape: &shape, axes: &axes, kv: None, calibration: None };
             let context = ChunkContext { dtype: DType::Float32, shape: &shape, origin: &[0; 5], tensor };
             let layout = Layout::of("test", context, chunk.len()).unwrap();
             let matrices = all(&layout, &chunk);
@@ -519,7 +519,7 @@ mod tests {
         ] {
             let (axes, chunk) = (names(axes), numbered(shape));
             let context = ChunkContext {
-                tensor: TensorContext { shape, axes: &axes, kv: None },
+                tensor: TensorContext { shape, axes: &axes, kv: None, calibration: None },
                 ..ChunkContext::new(DType::Float32, shape, &[0; 5][..shape.len()])
             };
             let layout = Layout::of("test", context, chunk.len()).unwrap();
@@ -535,7 +535,7 @@ mod tests {
         let kinds = |axes: &str, shape: &[u64], facts: &KvFacts| -> Vec<(Kind, u64, usize, bool)> {
             let axes = names(axes);
             let context = ChunkContext {
-                tensor: TensorContext { shape, axes: &axes, kv: Some(facts) },
+                tensor: TensorContext { shape, axes: &axes, kv: Some(facts), calibration: None },
                 ..ChunkContext::new(DType::Float32, shape, &[0; 5][..shape.len()])
             };
             let layout = Layout::of("test", context, shape.iter().product::<u64>() as usize * 4).unwrap();
@@ -566,7 +566,7 @@ mod tests {
     #[test]
     fn a_chunk_knows_its_place() {
         let (axes, facts) = (names("layer kv token dim"), facts("data", &[]));
-        let tensor = TensorContext { shape: &[30, 2, 1000, 4], axes: &axes, kv: Some(&facts) };
+        let tensor = TensorContext { shape: &[30, 2, 1000, 4], axes: &axes, kv: Some(&facts), calibration: None };
         let context = ChunkContext { dtype: DType::BFloat16, shape: &[2, 1, 10, 4], origin: &[7, 1, 256, 0], tensor };
         let layout = Layout::of("test", context, 160).unwrap();
         assert_eq!((layout.first_token, layout.all_tokens, layout.first_position()), (256, 1000, 356));
@@ -620,7 +620,7 @@ mod tests {
         for order in ["token dim", "dim token"] {
             let (axes, chunk) = (names(order), numbered(&[3, 3]));
             let context = ChunkContext {
-                tensor: TensorContext { shape: &[3, 3], axes: &axes, kv: None },
+                tensor: TensorContext { shape: &[3, 3], axes: &axes, kv: None, calibration: None },
                 ..ChunkContext::new(DType::Float32, &[3, 3], &[0, 0])
             };
             let layout = Layout::of("test", context, chunk.len()).unwrap();
