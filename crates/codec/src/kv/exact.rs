@@ -116,7 +116,7 @@ mod tests {
         let none = Exact::of(&layout, &chunk, |_| false);
         let mut stored = Vec::new();
         none.write(&layout, &chunk, &mut stored);
-        assert_eq!((stored, none.others()), (vec![0], Vec::from([0..11])));
+        assert_eq!((stored, none.others().into_iter().flatten().count()), (vec![0], 11));
         // Token 9 of the second head has a NaN with a payload, token 1 of the first an infinity.
         chunk[(11 + 9) * 6..][..2].copy_from_slice(&0xffc5u16.to_le_bytes());
         chunk[10..12].copy_from_slice(&0x7f80u16.to_le_bytes());
