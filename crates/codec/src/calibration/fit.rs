@@ -1,7 +1,7 @@
 //! Learning a calibration from documents.
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side, get_global_parallelism};
+use faer::{Accum, Mat, MatMut, Par, Side, get_global_parallelism};
 
 use super::format::Content;
 use super::quantise::quantise;

@@ -77,7 +77,6 @@ impl Codec for Kvtc {
         let calibration = self.known(context)?;
         let layout = Layout::of(NAME, context, input.len())?;
         let present = present(&layout, context, calibration).map_err(|reason| CodecError::encode(NAME, reason))?;
-        let vectors = |unit: &Present<'_>, tokens: Range<usize>| gather(&layout, unit, input, tokens, calibration);
         let scale = Scale {
             shapes: calibration.shapes(),
             costs: &Costs::new(calibration.shapes()),

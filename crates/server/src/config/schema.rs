@@ -325,7 +325,7 @@ fn read_compression(mut section: Section<'_>) -> DefaultChain {
             origin = level.origin;
         }
     }
-    let codec = text.parse().unwrap_or_else(|error: CodecError| {
+    let codec: DefaultChain = text.parse().unwrap_or_else(|error: CodecError| {
         section.problem(&origin, format!("`{}`: {error}", section.path));
         Chain::none().into()
     });
