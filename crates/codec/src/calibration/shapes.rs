@@ -129,7 +129,9 @@ pub(crate) mod fit {
         const GRID: usize = 50;
         let mut mass = [0.0; 128];
         let mut first = [0.0; 128];
-        for point in 0..128 * GRID {
+        // Twelve deviations, and what rounding adds to them.
+        let end = ((12.0 * deviation + 2.0).min(128.0) * GRID as f64) as usize;
+        for point in 0..end {
             let x = (point as f64 + 0.5) / GRID as f64;
             let bin = (x + 1.0 - ROUND_UP) as usize;
             if bin < 128 {
@@ -153,7 +155,10 @@ pub(crate) mod fit {
 
     /// Density at `x` of a normal distribution whose standard deviation is log-normal, of mean square `deviation` squared.
     fn density(x: f64, deviation: f64) -> f64 {
-        (-8..=8).map(|z| f64::from(z) * 0.4).map(|z| (-z * z / 2.0).exp() * normal(x, deviation * (SPREAD * z - SPREAD * SPREAD).exp())).sum()
+        (-8..=8)
+            .map(|z| f64::from(z) * 0.4)
+            .map(|z| (-z * z / 2.0).exp() * normal(x, deviation * (SPREAD * z - SPREAD * SPREAD).exp()))
+            .sum()
     }
 
     fn normal(x: f64, deviation: f64) -> f64 {

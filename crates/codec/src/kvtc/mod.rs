@@ -77,19 +77,15 @@ impl Codec for Kvtc {
         let calibration = self.known(context)?;
         let layout = Layout::of(NAME, context, input.len())?;
         let present = present(&layout, context, calibration).map_err(|reason| CodecError::encode(NAME, reason))?;
-        let vectors = |unit: &Present<'_>, tokens: Range<usize>| gather(&layout, unit, input, tokens, calibration);
-        let scale = Scale {
-            shapes: calibration.shapes(),
-            costs: &Costs::new(calibration.shapes()),
-            step: self.options.step,
-            level: (4.0 * self.options.step.log2()).round() as i16,
-        };
+        let dim = calibration.model().dim as usize;
+        let scale = Scale { shapes: calibration.shapes(), step: self.options.step, level: (4.0 * self.options.step.log2()).round() as i16 };
+        let costs = Costs::new(calibration.shapes());
         let mut body = self.body(&layout);
         let mut coded = Vec::new();
         for unit in &present {
             let vectors = gather(&layout, unit, input, body.clone(), calibration);
             let finite = vectors.iter().all(|value| value.is_finite());
-            if body.is_empty() || !finite || !unit::encode(unit.unit, calibration.model().dim as usize, scale, vectors, &mut coded)? {
+            if body.is_empty() || !finite || !unit::encode(unit.unit, dim, scale, &costs, vectors, &mut coded)? {
                 // Kept exactly, all of it.
                 (body, coded) = (0..0, Vec::new());
                 break;
@@ -114,10 +110,12 @@ impl Codec for Kvtc {
         let step = f32::from_le_bytes([s0, s1, s2, s3]);
         let (start, end) = (u32::from_le_bytes([b0, b1, b2, b3]) as usize, u32::from_le_bytes([e0, e1, e2, e3]) as usize);
         if format != FORMAT || !preset::STEPS.contains(&step) || start > end || end > layout.tokens {
-            return Err(corrupt(format!("format {FORMAT}, a step, some of {} tokens", layout.tokens), format!("{format}, {step}, {start}..{end}")));
+            return Err(corrupt(
+                format!("format {FORMAT}, a step, some of {} tokens", layout.tokens),
+                format!("{format}, {step}, {start}..{end}"),
+            ));
         }
-        let scale =
-            Scale { shapes: calibration.shapes(), costs: &Costs::new(calibration.shapes()), step, level: i16::from_le_bytes([l0, l1]) };
+        let scale = Scale { shapes: calibration.shapes(), step, level: i16::from_le_bytes([l0, l1]) };
         let mut out = vec![0; decoded_len];
         read_exempt(&layout, context, &mut input, &(start..end), &mut out)?;
         if start < end {
@@ -199,7 +197,9 @@ fn present<'a>(layout: &Layout<'_>, context: ChunkContext<'_>, calibration: &'a 
     }
     if present.is_empty() || left.iter().any(Option::is_some) {
         let [layers, heads, dim] = [model.layers, model.heads, model.dim];
-        return Err(format!("keys and values of {layers} layers, {heads} heads of {dim} values, whole, by named axes; the chunk has others"));
+        return Err(format!(
+            "keys and values of {layers} layers, {heads} heads of {dim} values, whole, by named axes; the chunk has others"
+        ));
     }
     Ok(present)
 }
@@ -243,7 +243,13 @@ fn scatter(layout: &Layout<'_>, unit: &Present<'_>, vectors: &[f32], tokens: Ran
 }
 
 /// Appends the tokens that are not in `body`, coded without loss.
-fn write_exempt(layout: &Layout<'_>, context: ChunkContext<'_>, chunk: &[u8], body: &Range<usize>, out: &mut Vec<u8>) -> Result<(), CodecError> {
+fn write_exempt(
+    layout: &Layout<'_>,
+    context: ChunkContext<'_>,
+    chunk: &[u8],
+    body: &Range<usize>,
+    out: &mut Vec<u8>,
+) -> Result<(), CodecError> {
     let mut rows = Vec::new();
     for matrix in layout.matrices() {
         let exempt = (0..layout.tokens).filter(|token| !body.contains(token));

@@ -1,6 +1,7 @@
 //! A model of two layers whose covariances are known.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use sira_tensor::DType;
@@ -22,6 +23,8 @@ fn model() -> Model {
     Model { name: "tiny".into(), revision: "1".into(), layers: LAYERS as u32, heads: HEADS as u32, dim: DIM as u32, rope }
 }
 
+static CALIBRATION: LazyLock<Calibration> = LazyLock::new(|| tiny::calibration(model(), 0.001));
+
 /// A tensor `[layer, kv, token, head, dim]` and what is known of it.
 struct Cache {
     tokens: u64,
@@ -39,7 +42,7 @@ impl Cache {
             shape: [LAYERS as u64, 2, tokens, HEADS as u64, DIM as u64],
             axes: ["layer", "kv", "token", "head", "dim"].map(str::to_owned).to_vec(),
             facts: KvFacts { model: None, rope: Some(rope), part: "data".into(), fields: Vec::new() },
-            calibration: tiny::calibration(model(), 0.001),
+            calibration: CALIBRATION.clone(),
         }
     }
 
@@ -128,7 +131,9 @@ fn exempt_tokens_are_the_tensors_not_the_chunks() {
         let chain = cache.chain("step=0.5:sinks=4:window=12");
         let stored = chain.run(&bytes(&values), context).unwrap().into_owned();
         let decoded = chain.decode(&stored, values.len() * 4, context).unwrap();
-        let same = |token: usize| (0..HEADS * DIM * 4).all(|i| decoded[token * HEADS * DIM * 4 + i] == bytes(&values)[token * HEADS * DIM * 4 + i]);
+        let same = |token: usize| {
+            (0..HEADS * DIM * 4).all(|i| decoded[token * HEADS * DIM * 4 + i] == bytes(&values)[token * HEADS * DIM * 4 + i])
+        };
         (0..10).map(same).collect::<Vec<_>>()
     };
     assert_eq!(exact(&cache, 0), (0..10).map(|token| token < 4).collect::<Vec<_>>());
