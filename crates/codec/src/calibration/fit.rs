@@ -28,7 +28,7 @@ pub struct FitOptions {
 
 impl Default for FitOptions {
     fn default() -> FitOptions {
-        FitOptions { finest_step: 0.007, max_width: 8192 }
+        FitOptions { finest_step: 0.0035, max_width: 8192 }
     }
 }
 
