@@ -9,6 +9,7 @@ use prost::Message;
 use sira::formats::{npy, safetensors};
 use sira_codec::{Chain, ChunkContext, Encoded, KvFacts, TensorContext};
 use sira_fuzz::seeds;
+use sira_tensor::kv::Rope;
 use sira_tensor::{DType, TensorSpec};
 
 /// Bytes of the largest seed of put streams: small ones are changed more often.
@@ -111,6 +112,11 @@ fn chunks() {
         let Encoded::Bytes(stored) = text.parse::<Chain>().unwrap().encode(&raw, context).unwrap() else { continue };
         let [low, high] = (raw.len() as u16).to_le_bytes();
         write("chunk", text, &[text.as_bytes(), &[0, DType::Float16 as u8, low, high], &stored].concat());
+    }
+    for (text, dtype) in [("float-rans", DType::BFloat16), ("float-rans", DType::Float8E4M3Fn), ("float-nibble", DType::Float16)] {
+        let stored = golden(&format!("crates/codec/golden/{text}-{dtype}.bin"));
+        let [low, high] = ((2 * 24 * 64 + 5) * dtype.bits() as u16 / 8 + 1).to_le_bytes();
+        write("chunk", &format!("{text}_{dtype}"), &[text.as_bytes(), &[0, dtype as u8, low, high], &stored].concat());
     }
 }
 

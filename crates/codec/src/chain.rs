@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn errors_say_what_would_have_been_right() {
         for (text, message) in [
-                        ("none+zstd", r#"codec chain "none+zstd": `none` stands alone, without a level"#),
+            ("none+zstd", r#"codec chain "none+zstd": `none` stands alone, without a level"#),
             ("zstd+planes", r#"codec chain "zstd+planes": only the last stage may compress"#),
             ("planes+planes+planes+planes+lz4", r#"codec chain "planes+planes+planes+planes+lz4": more than 4 stages"#),
             ("zstd:0", r#"codec zstd takes a level of 1 to 22, not "0""#),

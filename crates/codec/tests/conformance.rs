@@ -39,3 +39,8 @@ fn kvq() {
     check_chain("kvq:near-lossless:sinks=0");
     check_chain("kvq:rate=3:window=5");
 }
+
+#[test]
+fn planes_and_float_rans() {
+    check_chain("planes+float-rans");
+}

@@ -15,7 +15,7 @@ fn dtypes() -> impl Strategy<Value = DType> {
 fn chains() -> impl Strategy<Value = String> {
     let level = |name: &'static str, most: u8| (1..=most).prop_map(move |level| format!("{name}:{level}"));
     let last = prop_oneof![
-        select(vec!["lz4", "zstd", "gzip"]).prop_map(str::to_owned),
+        select(vec!["lz4", "zstd", "gzip", "float-rans", "float-nibble"]).prop_map(str::to_owned),
         level("zstd", 9), // higher levels take megabytes and long, and share the decoder
         level("gzip", 9),
     ];
@@ -73,19 +73,22 @@ impl Cache {
 fn caches() -> impl Strategy<Value = Cache> {
     let named = ["layer", "kv", "token", "head", "dim"].map(str::to_owned).to_vec();
     let extents = (1..3u64, 1..3u64, 1..70u64, 1..3u64, 1..12u64);
-    (Just(named).prop_shuffle(), extents, any::<bool>(), 0..10_000u64).prop_map(|(axes, (layer, kv, token, head, dim), rope, first_position)| {
-        let extent = |name: &String| match name.as_str() {
-            "layer" => layer,
-            "kv" => kv,
-            "token" => token,
-            "head" => head,
-            _ => dim,
-        };
-        let shape = axes.iter().map(extent).collect();
-        let style = if dim % 2 == 0 { RopeStyle::Half } else { RopeStyle::Interleaved };
-        let rope = rope.then(|| Rope { theta: 1e4, dim: (dim as u32 / 2 * 2).max(2), style, first_position, scaling: Default::default() });
-        Cache { axes, shape, facts: Some(KvFacts { model: None, rope, part: "data".into(), fields: Vec::new() }) }
-    })
+    (Just(named).prop_shuffle(), extents, any::<bool>(), 0..10_000u64).prop_map(
+        |(axes, (layer, kv, token, head, dim), rope, first_position)| {
+            let extent = |name: &String| match name.as_str() {
+                "layer" => layer,
+                "kv" => kv,
+                "token" => token,
+                "head" => head,
+                _ => dim,
+            };
+            let shape = axes.iter().map(extent).collect();
+            let style = if dim % 2 == 0 { RopeStyle::Half } else { RopeStyle::Interleaved };
+            let rope =
+                rope.then(|| Rope { theta: 1e4, dim: (dim as u32 / 2 * 2).max(2), style, first_position, scaling: Default::default() });
+            Cache { axes, shape, facts: Some(KvFacts { model: None, rope, part: "data".into(), fields: Vec::new() }) }
+        },
+    )
 }
 
 /// Nearly normal values, and their bytes.
@@ -136,7 +139,7 @@ proptest! {
     }
 
     #[test]
-    fn a_text_that_parses_has_a_canonical_form(text in "[a-z0-9:+]{0,40}|(none|planes|lz4|zstd|gzip)([:+](none|planes|lz4|zstd|gzip|[0-9]{1,3})){0,5}") {
+    fn a_text_that_parses_has_a_canonical_form(text in "[a-z0-9:+]{0,40}|(none|planes|lz4|zstd|gzip|float-rans)([:+](none|planes|lz4|zstd|gzip|float-rans|[0-9]{1,3})){0,5}") {
         if let Ok(chain) = text.parse::<Chain>() {
             prop_assert!(chain.as_str().len() <= text.len());
             prop_assert_eq!(chain.as_str().parse::<Chain>(), Ok(chain));
@@ -174,6 +177,36 @@ proptest! {
         for stored in [&stored[..], &stored[..cut.index(stored.len() + 1)], &foreign] {
             if let Ok(decoded) = chain.decode(stored, input.len(), cache.context()) {
                 prop_assert_eq!(decoded.len(), input.len());
+            }
+        }
+    }
+
+    /// Values of a few sizes by channel, as the float codecs expect them, with anything in between.
+    #[test]
+    fn channels_of_floats_come_back(
+        text in select(vec!["float-rans", "float-nibble"]), dtype in dtypes(), rows in 0..90u64, width in 1..300u64, spread in 0..9u32, seed: u64, more in vec(any::<u8>(), 0..9),
+    ) {
+        let chain: Chain = text.parse().unwrap();
+        let mut state = seed | 1;
+        let item = u64::from(dtype.bits()).div_ceil(8);
+        let mut input = Vec::new();
+        for i in 0..rows * width {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            // The upper bits vary little around what the column says, the lower ones freely.
+            let high = ((i % width * 37 % 64) << 58) ^ (state >> 40 & ((1 << spread) - 1)) << 55;
+            input.extend(&(high ^ state >> 9).to_le_bytes()[8 - item as usize..]);
+        }
+        input.extend(more);
+        let shape = [rows, width];
+        let context = ChunkContext::new(dtype, &shape, &[0, 0]);
+        if let Encoded::Bytes(stored) = chain.encode(&input, context).unwrap() {
+            prop_assert!(stored.len() <= input.len());
+            prop_assert!(chain.decode(&stored, input.len(), context).as_ref() == Ok(&input));
+            let mut out = vec![0xee; input.len()];
+            chain.decode_into(&stored, &mut out, context).unwrap();
+            prop_assert!(out == input);
+            for cut in [stored.len() / 2, stored.len().saturating_sub(1)] {
+                prop_assert!(chain.decode(&stored[..cut], input.len(), context).is_err());
             }
         }
     }

@@ -142,28 +142,30 @@ impl Fitter {
         let (heads, dim) = (self.model.heads as usize, self.model.dim as usize);
         let tokens = self.tokens as f64;
         let values = |layer: u32| groups.iter().find(|group| group.kind == Kind::Value && group.has(layer));
-        groups.iter().map(|group| {
-            let mut inverses = Vec::new();
-            for layer in group.first..group.first + group.layers {
-                let values = values(layer).unwrap_or(group);
-                for head in 0..heads {
-                    let inverse = match (&self.moments, group.kind) {
-                        (Some(moments), Kind::Key) => {
-                            let at = ((layer - values.first) as usize * heads + head) * dim;
-                            moments.key_inverse(layer as usize, head, values.block(at, dim, tokens).as_ref())?
-                        }
-                        (Some(moments), Kind::Value) => moments.value_inverse(layer as usize, head)?,
-                        (None, _) => {
-                            let at = (layer - group.first) as usize * heads * dim;
-                            scaled(dim, group.variance(at, heads * dim, tokens).sqrt() / UNWEIGHTED)
-                        }
-                    };
-                    inverses.extend(inverse);
+        groups
+            .iter()
+            .map(|group| {
+                let mut inverses = Vec::new();
+                for layer in group.first..group.first + group.layers {
+                    let values = values(layer).unwrap_or(group);
+                    for head in 0..heads {
+                        let inverse = match (&self.moments, group.kind) {
+                            (Some(moments), Kind::Key) => {
+                                let at = ((layer - values.first) as usize * heads + head) * dim;
+                                moments.key_inverse(layer as usize, head, values.block(at, dim, tokens).as_ref())?
+                            }
+                            (Some(moments), Kind::Value) => moments.value_inverse(layer as usize, head)?,
+                            (None, _) => {
+                                let at = (layer - group.first) as usize * heads * dim;
+                                scaled(dim, group.variance(at, heads * dim, tokens).sqrt() / UNWEIGHTED)
+                            }
+                        };
+                        inverses.extend(inverse);
+                    }
                 }
-            }
-            Ok(inverses)
-        })
-        .collect()
+                Ok(inverses)
+            })
+            .collect()
     }
 
     fn unit(&self, group: Group, inverse_weights: Vec<f32>) -> Result<Unit, CodecError> {
@@ -239,7 +241,8 @@ impl Group {
     /// The covariance of weighted vectors; its lower triangle counts.
     fn weighted(self, forward: &[f32], dim: usize, tokens: f64) -> Mat<f64> {
         let mut covariance = Mat::zeros(self.width, self.width);
-        let weights: Vec<Mat<f64>> = forward.chunks_exact(dim * dim).map(|matrix| Mat::from_fn(dim, dim, |i, j| f64::from(matrix[i * dim + j]))).collect();
+        let weights: Vec<Mat<f64>> =
+            forward.chunks_exact(dim * dim).map(|matrix| Mat::from_fn(dim, dim, |i, j| f64::from(matrix[i * dim + j]))).collect();
         for (a, left) in weights.iter().enumerate() {
             for (b, right) in weights.iter().enumerate().take(a + 1) {
                 let block = Mat::from_fn(dim, dim, |i, j| self.covariance(a * dim + i, b * dim + j, tokens));

@@ -24,9 +24,9 @@ use std::ops::Range;
 use sira_tensor::kv::RopeStyle;
 
 pub(crate) use basis::Basis;
-pub(crate) use format::flat;
 #[cfg(feature = "calibrate")]
 pub use fit::{FitOptions, Fitter};
+pub(crate) use format::flat;
 #[cfg(feature = "calibrate")]
 pub use moments::Moments;
 use shapes::Shapes;
@@ -171,8 +171,7 @@ fn inverse(matrix: &[f32], dim: usize) -> Option<Vec<f32>> {
         if pivot <= 0.0 || !pivot.is_finite() {
             return None;
         }
-        let (left_row, right_row): (Vec<f64>, Vec<f64>) =
-            (0..dim).map(|j| (left[i * dim + j] / pivot, right[i * dim + j] / pivot)).unzip();
+        let (left_row, right_row): (Vec<f64>, Vec<f64>) = (0..dim).map(|j| (left[i * dim + j] / pivot, right[i * dim + j] / pivot)).unzip();
         for row in 0..dim {
             let factor = if row == i { continue } else { left[row * dim + i] };
             for j in 0..dim {

@@ -87,7 +87,8 @@ impl Moments {
     /// they move the output by a share of the values' spread.
     pub(super) fn key_inverse(&self, layer: usize, head: usize, values: MatRef<'_, f64>) -> Result<Vec<f32>, CodecError> {
         let metric = self.metric(&self.v_metric, layer, head);
-        let spread: f64 = (0..self.dim).flat_map(|i| (0..self.dim).map(move |j| (i, j))).map(|(i, j)| metric[(i, j)] * values[(i, j)]).sum();
+        let spread: f64 =
+            (0..self.dim).flat_map(|i| (0..self.dim).map(move |j| (i, j))).map(|(i, j)| metric[(i, j)] * values[(i, j)]).sum();
         let scale = spread.max(f64::MIN_POSITIVE) * SHARE / (self.dim as f64 * f64::from(self.residual[layer]));
         Ok(inverse_root(&eigen(self.metric(&self.k_metric, layer, head))?, scale))
     }
@@ -111,6 +112,8 @@ fn inverse_root(eigen: &Eigen, scale: f64) -> Vec<f32> {
     let dim = eigen.values.len();
     let least = eigen.values.last().map_or(0.0, |most| most * FLOOR).max(f64::MIN_POSITIVE);
     let roots: Vec<f64> = eigen.values.iter().map(|value| 1.0 / (value.max(least) * scale).sqrt()).collect();
-    let entry = |i: usize, j: usize| roots.iter().enumerate().map(|(k, root)| eigen.vectors[(i, k)] * root * eigen.vectors[(j, k)]).sum::<f64>() as f32;
+    let entry = |i: usize, j: usize| {
+        roots.iter().enumerate().map(|(k, root)| eigen.vectors[(i, k)] * root * eigen.vectors[(j, k)]).sum::<f64>() as f32
+    };
     (0..dim * dim).map(|at| entry((at / dim).max(at % dim), (at / dim).min(at % dim))).collect()
 }

@@ -153,7 +153,10 @@ pub(crate) mod fit {
 
     /// Density at `x` of a normal distribution whose standard deviation is log-normal, of mean square `deviation` squared.
     fn density(x: f64, deviation: f64) -> f64 {
-        (-8..=8).map(|z| f64::from(z) * 0.4).map(|z| (-z * z / 2.0).exp() * normal(x, deviation * (SPREAD * z - SPREAD * SPREAD).exp())).sum()
+        (-8..=8)
+            .map(|z| f64::from(z) * 0.4)
+            .map(|z| (-z * z / 2.0).exp() * normal(x, deviation * (SPREAD * z - SPREAD * SPREAD).exp()))
+            .sum()
     }
 
     fn normal(x: f64, deviation: f64) -> f64 {

@@ -76,7 +76,7 @@ fn contents(case: &Case, dtype: DType, noise: &mut Noise) -> Vec<(&'static str, 
     let odd = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN];
     let places = [1, 2, 3, 5].map(|part| infinite.len() * part / 6);
     odd.iter().zip(places).for_each(|(&odd, at)| infinite.iter_mut().skip(at).take(1).for_each(|value| *value = odd));
-    let largest = if dtype == DType::Float16 { 65504.0 } else { 3.3e38 };
+    let largest: f32 = if dtype == DType::Float16 { 65504.0 } else { 3.3e38 };
     let large: Vec<f32> = normal.iter().map(|value| largest.copysign(*value)).collect();
     let bytes = |values: &[f32]| values.iter().flat_map(|value| element(dtype, *value)).collect();
     vec![

@@ -18,16 +18,10 @@ pub(super) struct Decoder<'a> {
     elements: usize,
     /// Of all blocks, then the tail.
     rests: &'a [u8],
-    symbols: Symbols<'a>,
+    symbols: rans::Decoder<'a>,
     side: &'a [u8],
     tables: Vec<Table>,
     scratch: Scratch,
-}
-
-/// Where symbols come from.
-enum Symbols<'a> {
-    AsTheyAre(&'a [u8]),
-    Rans(rans::Decoder<'a>),
 }
 
 /// Memory for the symbols of a strip, and the exponents of eight rows.
@@ -56,11 +50,8 @@ impl<'a> Decoder<'a> {
         let too_long = || stage.corrupt("a part within the chunk", format!("{header:?} for {} bytes", body.len()));
         let (body, side) = body.split_at_checked(body.len().wrapping_sub(header.side)).ok_or_else(too_long)?;
         let (rests, symbols) = body.split_at_checked(body.len().wrapping_sub(header.symbols)).ok_or_else(too_long)?;
-        let symbols = match stage {
-            Float::Nibble => Symbols::AsTheyAre(symbols),
-            // Not even one lane is used if there is nothing to decode.
-            Float::Rans => Symbols::Rans(rans::Decoder::new(symbols, if symbols.is_empty() { 0 } else { LANES })?),
-        };
+        // Not even one lane is used if there is nothing to decode.
+        let symbols = rans::Decoder::new(symbols, if symbols.is_empty() { 0 } else { LANES })?;
         let (tables, scratch) = Default::default();
         Ok(Decoder { stage, layout, header, elements: len / layout.item, rests, symbols, side, tables, scratch })
     }
@@ -83,7 +74,7 @@ impl<'a> Decoder<'a> {
     }
 
     #[inline(always)]
-    fn decode_inlined(mut self, out: &mut [u8]) -> Result<(), CodecError> {
+    pub(super) fn decode_inlined(mut self, out: &mut [u8]) -> Result<(), CodecError> {
         self.read_tables()?;
         let all = self.side;
         let records = self.header.cut.blocks(self.elements).map(|block| self.read_record(all, block)).collect::<Result<Vec<_>, _>>()?;
@@ -108,8 +99,13 @@ impl<'a> Decoder<'a> {
     #[inline(always)]
     fn block(&mut self, block: Block, mode: Mode, table: usize, bases: &[u8], elements: &mut [u8]) -> Result<(), CodecError> {
         let rests = self.take_rests(self.layout.rest_bytes(block.elements()))?;
-        let table = self.tables.get(table);
-        let scratch = &mut self.scratch;
+        let plain = if self.stage == Float::Nibble { self.take_rests(block.elements() / 2)? } else { &[] };
+        let mut strips = plain.chunks(STRIP * block.width / 2);
+        let (stage, scratch) = (self.stage, &mut self.scratch);
+        let mut coded = |out: &mut [u8]| {
+            let table = self.tables.get(table).ok_or_else(|| stage.corrupt("a table that there is", table))?;
+            self.symbols.run(table, out)
+        };
         let eight = ROWS * block.width;
         scratch.symbols.resize(STRIP * block.width, 0);
         scratch.exponents.resize(eight, 0);
@@ -118,18 +114,24 @@ impl<'a> Decoder<'a> {
             let rows = (row..).step_by(ROWS).zip(elements.chunks_exact_mut(eight * self.layout.item));
             if mode == Mode::Exponents {
                 let exponents = &mut scratch.symbols[..count];
-                self.symbols.take(self.stage, table, exponents)?;
+                coded(exponents)?;
                 for ((row, elements), exponents) in rows.zip(exponents.chunks_exact(eight)) {
                     planes::merge(self.layout, block, row, exponents, rests, elements);
                 }
-            } else {
-                let symbols = &mut scratch.symbols[..count / 2];
-                self.symbols.take(self.stage, table, symbols)?;
-                for ((row, elements), symbols) in rows.zip(symbols.chunks_exact(eight / 2)) {
-                    let done = pairs::unpair(symbols, bases, &mut self.side, &mut scratch.exponents);
-                    done.ok_or_else(|| self.stage.corrupt("another escape", "the end"))?;
-                    planes::merge(self.layout, block, row, &scratch.exponents, rests, elements);
+                continue;
+            }
+            let symbols = match strips.next() {
+                Some(plain) => plain,
+                None => {
+                    let symbols = &mut scratch.symbols[..count / 2];
+                    coded(symbols)?;
+                    symbols
                 }
+            };
+            for ((row, elements), symbols) in rows.zip(symbols.chunks_exact(eight / 2)) {
+                let done = pairs::unpair(symbols, bases, &mut self.side, &mut scratch.exponents);
+                done.ok_or_else(|| stage.corrupt("another escape", "the end"))?;
+                planes::merge(self.layout, block, row, &scratch.exponents, rests, elements);
             }
         }
         Ok(())
@@ -170,33 +172,12 @@ impl<'a> Decoder<'a> {
     /// Checks that all parts were used up.
     fn end(self) -> Result<(), CodecError> {
         let left = self.rests.len() + self.side.len();
-        match self.symbols {
-            Symbols::Rans(decoder) => decoder.end()?,
-            Symbols::AsTheyAre([]) => {}
-            Symbols::AsTheyAre(_) => return Err(self.stage.corrupt("an end after the last symbol", "more")),
-        }
+        self.symbols.end()?;
         if left > 0 { Err(self.stage.corrupt("an end after the last block", format!("{left} bytes more"))) } else { Ok(()) }
     }
 
     fn too_few(&self, what: &str) -> CodecError {
         self.stage.corrupt(format!("more {what}"), "the end")
-    }
-}
-
-impl Symbols<'_> {
-    #[inline(always)]
-    fn take(&mut self, stage: Float, table: Option<&Table>, out: &mut [u8]) -> Result<(), CodecError> {
-        match self {
-            Symbols::AsTheyAre(symbols) => {
-                let taken = symbols.split_off(..out.len()).ok_or_else(|| stage.corrupt("more symbols", "the end"))?;
-                out.copy_from_slice(taken);
-                Ok(())
-            }
-            Symbols::Rans(decoder) => {
-                let table = table.ok_or_else(|| stage.corrupt("a table that there is", "another"))?;
-                decoder.run(table, out)
-            }
-        }
     }
 }
 

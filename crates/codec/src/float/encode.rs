@@ -55,7 +55,7 @@ impl<'a> Encoder<'a> {
     }
 
     #[inline(always)]
-    fn encode_inlined(mut self, shape: &[u64]) -> Result<Vec<u8>, CodecError> {
+    pub(super) fn encode_inlined(mut self, shape: &[u64]) -> Result<Vec<u8>, CodecError> {
         let elements = self.input.len() / self.layout.item;
         let cut = self.choose(shape, elements);
         self.out.resize(1 + Header::BYTES, CODED);
@@ -72,13 +72,8 @@ impl<'a> Encoder<'a> {
     fn finish(self, cut: Cut) -> Result<Vec<u8>, CodecError> {
         let mut out = self.out;
         let start = out.len();
-        let mut tables = Vec::new();
-        if self.stage == Float::Rans {
-            tables = self.groups.tables();
-            rans::encode_to(&mut out, &self.symbols, self.runs, &tables)?;
-        } else {
-            out.extend(&self.symbols);
-        }
+        let tables = self.groups.tables();
+        rans::encode_to(&mut out, &self.symbols, self.runs, &tables)?;
         let symbols = out.len() - start;
         let start = out.len();
         out.push(tables.len() as u8);
@@ -122,7 +117,15 @@ impl<'a> Encoder<'a> {
     fn block(&mut self, block: Block) {
         let (rests, symbols, escapes) = (self.out.len(), self.symbols.len(), self.escapes.len());
         self.split(block);
+        // What is not coded any further stands behind its block's rests.
+        let plain = self.stage == Float::Nibble;
+        if plain {
+            std::mem::swap(&mut self.out, &mut self.symbols);
+        }
         let mut mode = self.pair(block);
+        if plain {
+            std::mem::swap(&mut self.out, &mut self.symbols);
+        }
         let mut counts = [0; 256];
         let escaped = self.escapes.len() - escapes;
         let mut bits = escaped as u64 * 8 * BIT + self.bases_bits();
@@ -147,6 +150,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Puts exponents in the place of a block's pairs if that takes less than `bits`.
+    #[inline(always)]
     fn by_exponents(&mut self, symbols: usize, escapes: usize, bits: u64, mode: &mut Mode, counts: &mut Counts) -> u64 {
         let mut single = [0; 256];
         count(&self.exponents, &mut single);
@@ -162,6 +166,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Appends the record of a block that has so many symbols.
+    #[inline(always)]
     fn record(&mut self, mode: Mode, counts: &Counts, symbols: usize) {
         self.records.push(mode as u8);
         if mode != Mode::AsItIs && self.stage == Float::Rans {

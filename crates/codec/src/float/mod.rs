@@ -9,10 +9,11 @@
 //!
 //! # Bytes
 //! One byte: 0, and the input as it is follows (types that are not floats, and what would not get smaller); or 1, and a [`Header`],
-//! then symbols, rests, tail and side follow. All little-endian. The chunk is cut as [`layout::Cut::blocks`] says.
-//! - Symbols: those of all coded blocks; rANS with the run of each block, or as they are.
-//! - Rests, of each block: what [`planes::split`] leaves, or the elements of a block that stays as it is.
+//! then rests, tail, symbols and side follow. All little-endian. The chunk is cut as [`layout::Cut::blocks`] says.
+//! - Rests, of each block: what [`planes::split`] leaves and, in `float-nibble`, the symbols; or the elements of a block that stays as it
+//!   is.
 //! - Tail: the bytes behind the last block.
+//! - Symbols (`float-rans`): those of all coded blocks by rANS, each block a run; nothing if there are none.
 //! - Side: a number of tables, that many tables, a record for each block, then the escapes of all blocks. A record is the block's [`Mode`];
 //!   unless that is [`Mode::AsItIs`] the index of its table (`float-rans` only), and its bases if it has any.
 
@@ -141,5 +142,83 @@ impl Header {
         let [.., s0, s1, s2, s3] = bytes;
         let cut = Cut { width: u16::from_le_bytes([w0, w1]).into(), rows: u16::from_le_bytes([r0, r1]).into() };
         Header { cut, symbols: u32::from_le_bytes(symbols) as usize, side: u32::from_le_bytes([s0, s1, s2, s3]) as usize }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sira_tensor::DType;
+
+    /// Normally distributed, by channel of another size; every tenth channel with exponents all over.
+    fn values(rows: usize, width: usize) -> Vec<u8> {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            state >> 32
+        };
+        (0..rows * width)
+            .flat_map(|i| {
+                let sum: u64 = (0..6).map(|_| next() & 0xffff).sum();
+                let size = (i % width * 7919 % 13) as i32 - 6 + if i % width % 10 == 3 { next() as i32 % 60 } else { 0 };
+                let value = (sum as f32 / 65536.0 - 3.0) * 2f32.powi(size);
+                (value.to_bits() >> 16).to_le_bytes()[..2].to_vec()
+            })
+            .collect()
+    }
+
+    fn stored(stage: Float, input: &[u8], shape: &[u64]) -> Vec<u8> {
+        let stored = stage.encode(input, ChunkContext::new(DType::BFloat16, shape, &[0, 0])).unwrap();
+        let mut out = vec![0xee; input.len()];
+        stage.decode_into(&stored, &mut out, ChunkContext::new(DType::BFloat16, &[], &[])).unwrap();
+        assert!(out == input, "{stage:?} {shape:?}");
+        stored
+    }
+
+    #[test]
+    fn loops_for_any_processor_make_the_same() {
+        let input = values(300, 96);
+        for stage in [Float::Nibble, Float::Rans] {
+            for dtype in [DType::BFloat16, DType::Float16, DType::Float32, DType::Float8E4M3Fn, DType::Float8E5M2] {
+                let layout = Layout::of(dtype).unwrap();
+                let plain = Encoder::new(stage, layout, &input).encode_inlined(&[300, 96]).unwrap();
+                assert!(Encoder::new(stage, layout, &input).encode(&[300, 96]) == Ok(plain.clone()), "{stage:?} {dtype}");
+                let mut out = vec![0xee; input.len()];
+                Decoder::new(stage, layout, &plain[1..], out.len()).unwrap().decode_inlined(&mut out).unwrap();
+                assert!(out == input, "{stage:?} {dtype}");
+            }
+        }
+    }
+
+    #[test]
+    fn channels_make_it_smaller() {
+        let input = values(512, 192);
+        let sizes =
+            |shape: &[u64]| [Float::Rans, Float::Nibble].map(|stage| stored(stage, &input, shape).len() as f64 / input.len() as f64);
+        let ([flat, _], [rans, nibble]) = (sizes(&[512 * 192]), sizes(&[512, 192]));
+        assert!(rans < 0.73 && rans < flat - 0.05, "{rans} with channels, {flat} without");
+        assert!((0.75..0.85).contains(&nibble), "{nibble}");
+    }
+
+    #[test]
+    fn what_is_no_float_or_noise_grows_by_a_byte() {
+        let noise: Vec<u8> = (0..5000u64).flat_map(|i| (i * i).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
+        for stage in [Float::Nibble, Float::Rans] {
+            let mut kept = noise.clone();
+            kept.insert(0, AS_IT_IS);
+            for dtype in DType::all() {
+                let stored = stage.encode(&noise, ChunkContext::new(dtype, &[8, 128], &[0, 0])).unwrap();
+                assert!(stored.len() <= noise.len() + 1, "{stage:?} {dtype}");
+                assert!(Layout::of(dtype).is_some() || stored == kept, "{stage:?} {dtype}");
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_and_one_exponent_are_coded_by_exponents() {
+        // Every second value zero, the others of one exponent: out of reach of each other.
+        let input: Vec<u8> = (0..40_000u32).flat_map(|i| if i % 7 < 3 { [0, 0] } else { [i as u8, 0x40] }).collect();
+        let stored = stored(Float::Rans, &input, &[400, 100]);
+        assert!(stored.len() * 16 < input.len() * 10, "{}", stored.len());
     }
 }

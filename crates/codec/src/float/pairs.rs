@@ -6,7 +6,7 @@ use super::layout::Block;
 const ESCAPE: u8 = 15;
 
 /// Symbols that are looked through at a time for escapes, which are few.
-const SCAN: usize = 64;
+const SCAN: usize = 32;
 
 /// Exponents above the mean of a channel's maxima that a nibble still reaches.
 const HEADROOM: u32 = 4;
@@ -52,27 +52,35 @@ pub(super) fn pair(block: Block, exponents: &[u8], bases: &[u8], next: &[u8], sy
         let (first, second) = rows.split_at(width);
         let start = symbols.len();
         symbols.extend(first.iter().zip(second).zip(bases).map(|((first, second), base)| nibble(base, first) | nibble(base, second) << 4));
-        for (symbols, start) in symbols[start..].chunks(SCAN).zip((0..).step_by(SCAN)) {
-            if escapes_in(symbols) {
-                for (column, symbol) in (start..).zip(symbols) {
-                    escapes.extend((symbol & 15 == ESCAPE).then(|| first[column]));
-                    escapes.extend((symbol >> 4 == ESCAPE).then(|| second[column]));
-                }
-            }
-        }
+        each_escape(&symbols[start..], |column, of_second| escapes.push(if of_second { second[column] } else { first[column] }));
     }
 }
 
-/// Whether a symbol among these, at most `SCAN`, stands for an escape.
+/// Calls `found` for each nibble that stands for an escape, with its column and whether it is the upper one, in order.
 #[inline(always)]
-fn escapes_in(symbols: &[u8]) -> bool {
+fn each_escape(symbols: &[u8], mut found: impl FnMut(usize, bool)) {
+    const LOWER: u64 = 0x0f0f_0f0f_0f0f_0f0f;
+    const ONES: u64 = 0x0101_0101_0101_0101;
     let nibbles = |symbol: &u8| (symbol & 15).max(symbol >> 4);
-    let most = match symbols.as_array::<SCAN>() {
-        // Of known length, and so a few instructions.
-        Some(symbols) => symbols.iter().fold(0, |most, symbol| nibbles(symbol).max(most)),
-        None => symbols.iter().fold(0, |most, symbol| nibbles(symbol).max(most)),
-    };
-    most == ESCAPE
+    for (symbols, start) in symbols.chunks(SCAN).zip((0..).step_by(SCAN)) {
+        // Of a whole part, of known length, it takes a few instructions to see that there is none.
+        if symbols.as_array::<SCAN>().is_some_and(|symbols| symbols.iter().fold(0, |most, symbol| nibbles(symbol).max(most)) < ESCAPE) {
+            continue;
+        }
+        for (eight, start) in symbols.chunks(8).zip((start..).step_by(8)) {
+            let mut bytes = [0; 8];
+            bytes[..eight.len()].copy_from_slice(eight);
+            let word = u64::from_le_bytes(bytes);
+            // One more than 15 is carried into bit 4 of the byte; that of the upper nibble moves to bit 5.
+            let carries = |nibbles: u64| ((nibbles & LOWER) + ONES) & (ONES << 4);
+            let mut bits = carries(word) | carries(word >> 4) << 1;
+            while bits != 0 {
+                let bit = bits.trailing_zeros() as usize;
+                found(start + bit / 8, bit % 8 == 5);
+                bits &= bits - 1;
+            }
+        }
+    }
 }
 
 /// Asks for memory that is read soon; the processor sees only runs, and a block's end ends one.
@@ -102,17 +110,13 @@ pub(super) fn unpair(symbols: &[u8], bases: &[u8], escapes: &mut &[u8], exponent
             *first = base.wrapping_sub(symbol & 15);
             *second = base.wrapping_sub(symbol >> 4);
         }
-        for (symbols, start) in symbols.chunks(SCAN).zip((0..).step_by(SCAN)) {
-            if escapes_in(symbols) {
-                for (column, symbol) in (start..).zip(symbols) {
-                    if symbol & 15 == ESCAPE {
-                        first[column] = *escapes.split_off_first()?;
-                    }
-                    if symbol >> 4 == ESCAPE {
-                        second[column] = *escapes.split_off_first()?;
-                    }
-                }
-            }
+        let mut missing = false;
+        each_escape(symbols, |column, of_second| match escapes.split_off_first() {
+            Some(escape) => *(if of_second { &mut second[column] } else { &mut first[column] }) = *escape,
+            None => missing = true,
+        });
+        if missing {
+            return None;
         }
     }
     Some(())

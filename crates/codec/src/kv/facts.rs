@@ -57,7 +57,7 @@ fn rope(attributes: &BTreeMap<String, String>) -> Option<Rope> {
     let theta: f64 = text("rope_theta")?.parse().ok()?;
     let dim: u32 = text("rope_dim")?.parse().ok()?;
     let first_position = text("first_position").map_or(Some(0), |text| text.parse().ok())?;
-    let sound = theta.is_finite() && theta > 0.0 && dim > 0 && dim % 2 == 0;
+    let sound = theta.is_finite() && theta > 0.0 && dim > 0 && dim.is_multiple_of(2);
     sound.then(|| Rope { theta, dim, style, first_position, scaling: BTreeMap::new() })
 }
 

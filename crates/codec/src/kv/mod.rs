@@ -7,4 +7,4 @@ mod rope;
 
 pub(crate) use exact::Exact;
 pub use facts::KvFacts;
-pub(crate) use layout::{Kind, Layout, Matrix};
+pub(crate) use layout::{Float, Kind, Layout, Matrix};

@@ -46,11 +46,6 @@ impl Rotation {
         Some(Rotation { style: rope.style, pairs, cosines, sines })
     }
 
-    /// Dimensions that are rotated; a head has as many or more.
-    pub(crate) fn dim(&self) -> usize {
-        2 * self.pairs
-    }
-
     /// Rotates the tokens' keys, rows of `dim` values, as the model did.
     pub(crate) fn apply(&self, keys: &mut [f32], dim: usize) {
         self.turn(keys, dim, 1.0);

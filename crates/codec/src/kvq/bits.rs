@@ -137,7 +137,7 @@ mod tests {
         writer.rice(2, 1);
         assert_eq!(writer.finish(), [0b001]);
         assert_eq!(parameter([0, 0, 1].into_iter()), 0);
-        assert_eq!(parameter([16, 17, 20].into_iter()), 4);
+        assert_eq!(parameter([16, 17, 31].into_iter()), 4);
     }
 
     #[test]

@@ -64,11 +64,7 @@ fn header(layout: &Layout<'_>, input: &mut &[u8]) -> Result<Flags, CodecError> {
     if format != FORMAT {
         return Err(corrupt(format!("format {FORMAT}"), format));
     }
-    let flags = Flags {
-        unrotated: flags & UNROTATED != 0,
-        classes: if flags & COARSE != 0 { 2 } else { 1 },
-        means: flags >> MEANS_SHIFT,
-    };
+    let flags = Flags { unrotated: flags & UNROTATED != 0, classes: if flags & COARSE != 0 { 2 } else { 1 }, means: flags >> MEANS_SHIFT };
     let rotation = layout.matrices().find_map(|matrix| layout.rotation(&matrix));
     if rotation.is_some() != flags.unrotated {
         let (expected, found) = if flags.unrotated { ("a known", "none") } else { ("no", "one") };
@@ -102,7 +98,8 @@ fn channels(side: &[u8], matrices: &[Matrix], flags: &Flags) -> Result<Vec<Chann
         let first = channels.len();
         for _ in 0..matrix.dim {
             let difference = unzigzag(reader.rice(parameter).ok_or_else(short)?);
-            last = i32::checked_add(last, difference).filter(|class| (0..=i32::from(MOST_CLASS) / flags.classes).contains(class))
+            last = i32::checked_add(last, difference)
+                .filter(|class| (0..=i32::from(MOST_CLASS) / flags.classes).contains(class))
                 .ok_or_else(|| corrupt(format!("classes of 0 to {MOST_CLASS}"), "another"))?;
             channels.push(Channel { class: (last * flags.classes) as u8, mean: 0.0 });
         }
@@ -131,8 +128,14 @@ fn symbols(input: &[u8], channels: &[Channel], tokens: usize) -> Result<Symbols,
     let mut counts = vec![0; tables.rans.len()];
     channels.iter().filter_map(table).for_each(|table| counts[table] += tokens);
     let mut next: Vec<usize> = counts.iter().scan(0, |sum, count| Some(std::mem::replace(sum, *sum + count))).collect();
-    let starts = channels.iter().map(|channel| table(channel).map_or(usize::MAX, |table| std::mem::replace(&mut next[table], next[table] + tokens)));
-    let starts = starts.collect();
+    let mut start = |channel: &Channel| match table(channel) {
+        Some(table) => {
+            next[table] += tokens;
+            next[table] - tokens
+        }
+        None => usize::MAX,
+    };
+    let starts = channels.iter().map(&mut start).collect();
     let mut all = vec![0; counts.iter().sum()];
     rans::decode(input, counts.iter().copied().enumerate(), &tables.rans, &mut all)?;
     Ok(Symbols { all, starts, tokens })

@@ -80,7 +80,10 @@ fn layout(context: ChunkContext<'_>, len: usize) -> Result<Layout<'_>, CodecErro
     let layout = Layout::of(NAME, context, len)?;
     if !layout.has_tokens {
         let axes = context.tensor.axes;
-        return Err(CodecError::encode(NAME, format!("axes {axes:?}; it needs one named `token`, and finds K and V by `kv`, `layer`, `head`, `dim`")));
+        return Err(CodecError::encode(
+            NAME,
+            format!("axes {axes:?}; it needs one named `token`, and finds K and V by `kv`, `layer`, `head`, `dim`"),
+        ));
     }
     Ok(layout)
 }

@@ -6,7 +6,7 @@ use std::fmt;
 pub(crate) const FORM: &str = "[:near-lossless|high|standard|compact|step=S|rate=BITS][:sinks=N][:window=N]";
 
 /// Presets and their steps, relative to the root mean square of a layer's keys without the channels' means.
-pub(crate) const PRESETS: [(&str, f32); 4] = [("near-lossless", 0.08), ("high", 0.3), ("standard", 0.5), ("compact", 0.8)];
+pub(crate) const PRESETS: [(&str, f32); 4] = [("near-lossless", 0.1), ("high", 0.3), ("standard", 0.5), ("compact", 0.8)];
 
 /// The preset where none is named.
 const DEFAULT: &str = "standard";

@@ -176,7 +176,9 @@ mod tests {
     #[test]
     fn classes_go_on_where_the_tables_end() {
         let last = TABLES as u8;
-        for (class, table, shift) in [(1, 0, 0), (last, 28, 0), (last + 1, 25, 1), (last + 4, 28, 1), (last + 5, 25, 2), (MOST_CLASS, 28, 12)] {
+        for (class, table, shift) in
+            [(1, 0, 0), (last, 28, 0), (last + 1, 25, 1), (last + 4, 28, 1), (last + 5, 25, 2), (MOST_CLASS, 28, 12)]
+        {
             assert_eq!(Coding::of(class), Coding { table, shift });
         }
         assert_eq!([1.0, 2.0, 0.0, 1e30].map(Coding::nearest), [13, 15, 1, MOST_CLASS]);
@@ -189,18 +191,22 @@ mod tests {
         let mut bytes = Vec::new();
         tables.rans.iter().for_each(|table| table.write(&mut bytes));
         bytes.extend(tables.values.iter().flatten().flat_map(|value| value.to_le_bytes()));
-        assert_eq!(sira_tensor::kv::hash(&bytes), "");
+        assert_eq!(sira_tensor::kv::hash(&bytes), "380eb456266cd1d4c91831e88ddb4496fa68731b48bae2940674f6a2ab1b9b0d");
     }
 
     #[test]
     fn a_tables_bits_are_those_of_its_distribution() {
         let tables = Tables::shared();
         for (index, (rans, bits)) in tables.rans.iter().zip(&tables.bits).enumerate() {
-            let entropy: f64 = (0..=255u8).map(|symbol| f64::from(rans.frequency(symbol)) / 4096.0 * f64::from(bits[usize::from(symbol)])).sum();
+            let entropy: f64 =
+                (0..=255u8).map(|symbol| f64::from(rans.frequency(symbol)) / 4096.0 * f64::from(bits[usize::from(symbol)])).sum();
             let deviation = libm::exp2(f64::from(index as i32 + FINEST) / 4.0);
-            // Of a normal distribution, in steps: exact where it is wide, more than that where it is not.
+            // Of a normal distribution as wide, in steps; what is narrow has less, by its dead zone.
             let normal = libm::log2(deviation) + 2.047;
-            assert!(entropy > normal - 0.03 && (index < 12 || entropy < normal + 0.15), "{index}: {entropy} bits, {normal} of a normal one");
+            assert!(
+                entropy < normal.max(0.2) + 0.2 && (index < 16 || entropy > normal - 0.1),
+                "{index}: {entropy} bits, {normal} of a normal one"
+            );
         }
     }
 }

@@ -52,7 +52,8 @@ impl Costs {
     fn cost(&self, class: Class, value: f32) -> f32 {
         let number = self.quantise(class, value);
         let table = &self.tables[class.table];
-        let mean = number.unsigned_abs() as f32 - if class.shift > 0 { 0.0 } else { table.below[(number.unsigned_abs() as usize).min(table.below.len() - 1)] };
+        let mean = number.unsigned_abs() as f32
+            - if class.shift > 0 { 0.0 } else { table.below[(number.unsigned_abs() as usize).min(table.below.len() - 1)] };
         let symbol = (number >> class.shift).unsigned_abs() as usize;
         let bits = class.shift as f32 + table.bits[symbol.min(table.bits.len() - 1)];
         (value.abs() - mean).powi(2) + BIT * bits

@@ -114,7 +114,10 @@ impl Codec for Kvtc {
         let step = f32::from_le_bytes([s0, s1, s2, s3]);
         let (start, end) = (u32::from_le_bytes([b0, b1, b2, b3]) as usize, u32::from_le_bytes([e0, e1, e2, e3]) as usize);
         if format != FORMAT || !preset::STEPS.contains(&step) || start > end || end > layout.tokens {
-            return Err(corrupt(format!("format {FORMAT}, a step, some of {} tokens", layout.tokens), format!("{format}, {step}, {start}..{end}")));
+            return Err(corrupt(
+                format!("format {FORMAT}, a step, some of {} tokens", layout.tokens),
+                format!("{format}, {step}, {start}..{end}"),
+            ));
         }
         let scale =
             Scale { shapes: calibration.shapes(), costs: &Costs::new(calibration.shapes()), step, level: i16::from_le_bytes([l0, l1]) };
@@ -199,7 +202,9 @@ fn present<'a>(layout: &Layout<'_>, context: ChunkContext<'_>, calibration: &'a 
     }
     if present.is_empty() || left.iter().any(Option::is_some) {
         let [layers, heads, dim] = [model.layers, model.heads, model.dim];
-        return Err(format!("keys and values of {layers} layers, {heads} heads of {dim} values, whole, by named axes; the chunk has others"));
+        return Err(format!(
+            "keys and values of {layers} layers, {heads} heads of {dim} values, whole, by named axes; the chunk has others"
+        ));
     }
     Ok(present)
 }
@@ -243,7 +248,13 @@ fn scatter(layout: &Layout<'_>, unit: &Present<'_>, vectors: &[f32], tokens: Ran
 }
 
 /// Appends the tokens that are not in `body`, coded without loss.
-fn write_exempt(layout: &Layout<'_>, context: ChunkContext<'_>, chunk: &[u8], body: &Range<usize>, out: &mut Vec<u8>) -> Result<(), CodecError> {
+fn write_exempt(
+    layout: &Layout<'_>,
+    context: ChunkContext<'_>,
+    chunk: &[u8],
+    body: &Range<usize>,
+    out: &mut Vec<u8>,
+) -> Result<(), CodecError> {
     let mut rows = Vec::new();
     for matrix in layout.matrices() {
         let exempt = (0..layout.tokens).filter(|token| !body.contains(token));

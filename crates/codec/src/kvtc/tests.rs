@@ -128,7 +128,9 @@ fn exempt_tokens_are_the_tensors_not_the_chunks() {
         let chain = cache.chain("step=0.5:sinks=4:window=12");
         let stored = chain.run(&bytes(&values), context).unwrap().into_owned();
         let decoded = chain.decode(&stored, values.len() * 4, context).unwrap();
-        let same = |token: usize| (0..HEADS * DIM * 4).all(|i| decoded[token * HEADS * DIM * 4 + i] == bytes(&values)[token * HEADS * DIM * 4 + i]);
+        let same = |token: usize| {
+            (0..HEADS * DIM * 4).all(|i| decoded[token * HEADS * DIM * 4 + i] == bytes(&values)[token * HEADS * DIM * 4 + i])
+        };
         (0..10).map(same).collect::<Vec<_>>()
     };
     assert_eq!(exact(&cache, 0), (0..10).map(|token| token < 4).collect::<Vec<_>>());

@@ -60,13 +60,7 @@ pub(super) fn encode(unit: &Unit, dim: usize, scale: Scale<'_>, mut vectors: Vec
 }
 
 /// Appends the vectors to `vectors` that [`encode`] was given, as far as they were kept; and moves `input` behind what it wrote.
-pub(super) fn decode(
-    unit: &Unit,
-    dim: usize,
-    scale: Scale<'_>,
-    input: &mut &[u8],
-    tokens: usize,
-) -> Result<Vec<f32>, CodecError> {
+pub(super) fn decode(unit: &Unit, dim: usize, scale: Scale<'_>, input: &mut &[u8], tokens: usize) -> Result<Vec<f32>, CodecError> {
     let (basis, rank) = (&unit.basis, unit.basis.rank());
     let coded = Coded::read(input, basis.levels(), scale, tokens)?;
     let lengths = basis.lengths();

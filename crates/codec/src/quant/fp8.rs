@@ -124,7 +124,10 @@ mod tests {
         for (code, pair) in values.windows(2).enumerate() {
             let middle = (pair[0] + pair[1]) / 2.0;
             let even = code + code % 2;
-            assert_eq!([pair[0], middle.next_down(), middle, middle.next_up()].map(to_e4m3), [code, code, even, code + 1].map(|code| code as u8));
+            assert_eq!(
+                [pair[0], middle.next_down(), middle, middle.next_up()].map(to_e4m3),
+                [code, code, even, code + 1].map(|code| code as u8)
+            );
             assert_eq!(to_e4m3(-middle), even as u8 | 0x80);
         }
         assert_eq!([1e9, -1e9].map(to_e4m3), [0x7e, 0xfe]);
