@@ -9,6 +9,7 @@ use serde_json::Value;
 use sira_tensor::DType;
 use sira_tensor::shape::MAX_RANK;
 
+use crate::encoded::Encoding;
 use crate::key::shortened;
 use crate::limited::{List, option};
 use crate::request::{Versioned, parse, versioned};
@@ -32,6 +33,8 @@ pub mod metadata {
     pub const IF: &str = "sira.if";
     /// Hash of a registered kv spec.
     pub const KV_SPEC: &str = "sira.kv_spec";
+    /// Of a put, how the chunks that come are cut and encoded; of an answer, those that it sends. JSON.
+    pub const ENCODED: &str = "sira.encoded";
     /// What attribute names start with.
     pub const ATTRIBUTE_PREFIX: &str = "sira.attr.";
 }
@@ -121,6 +124,8 @@ pub struct PutOptions {
     pub condition: Option<Condition>,
     /// Hash of the kv spec that it follows.
     pub kv_spec: Option<String>,
+    /// The bytes come as chunks that are encoded already, cut and encoded like this.
+    pub encoded: Option<Encoding>,
     /// The client's own attributes.
     pub attributes: BTreeMap<String, String>,
 }
@@ -147,6 +152,8 @@ struct Command {
     condition: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kv_spec: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    encoded: Option<Encoding>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     attributes: BTreeMap<String, String>,
 }
@@ -176,10 +183,11 @@ impl PutOptions {
                 metadata::TTL => options.ttl = Some(value.parse().map_err(|_| bad_ttl(value))?),
                 metadata::CONSISTENCY => options.consistency = Some(value.parse()?),
                 metadata::KV_SPEC => options.kv_spec = Some(value.clone()),
+                metadata::ENCODED => options.encoded = Some(Encoding::parse(value)?),
                 metadata::IF => options.condition = Some(value.parse()?),
                 _ => {
                     return Err(refuse(format!(
-                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if, .kv_spec and .attr.NAME"
+                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if, .kv_spec, .encoded and .attr.NAME"
                     )));
                 }
             }
@@ -200,6 +208,7 @@ impl PutOptions {
             (metadata::CONSISTENCY, self.consistency.map(|v| v.to_string())),
             (metadata::IF, self.condition.map(|v| v.to_string())),
             (metadata::KV_SPEC, self.kv_spec.clone()),
+            (metadata::ENCODED, self.encoded.as_ref().and_then(|encoded| serde_json::to_string(encoded).ok())),
         ];
         entries.extend(fields.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
         entries
@@ -217,6 +226,7 @@ impl PutOptions {
             consistency: command.consistency.as_deref().map(str::parse).transpose()?,
             condition: command.condition.as_deref().map(str::parse).transpose()?,
             kv_spec: command.kv_spec,
+            encoded: command.encoded,
             attributes: command.attributes,
         };
         Ok((command.key.parse()?, options.checked()?))
@@ -235,6 +245,7 @@ impl PutOptions {
             consistency: self.consistency.map(|level| level.to_string()),
             condition: self.condition.map(|condition| condition.to_string()),
             kv_spec: self.kv_spec.clone(),
+            encoded: self.encoded.clone(),
             attributes: self.attributes.clone(),
         })
     }
@@ -242,6 +253,9 @@ impl PutOptions {
     fn checked(self) -> Result<PutOptions, WireError> {
         check_ttl(self.ttl)?;
         self.kv_spec.as_deref().map_or(Ok(()), check_kv_spec)?;
+        if self.encoded.is_some() && (self.shape.is_none() || self.dtype.is_none()) {
+            return Err(refuse("encoded chunks say nothing of the tensor: give shape and dtype with them".into()));
+        }
         Ok(self)
     }
 }
@@ -293,12 +307,13 @@ mod tests {
             ("sira.consistency", "Weak"),
             ("sira.if", "absent"),
             ("sira.attr.model", "m"),
+            ("sira.encoded", r#"{"chunk_shape":[1,3],"chains":["none","zstd"]}"#),
             ("pandas", "ignored"),
         ];
         let options = of(&entries).unwrap();
         assert_eq!(PutOptions::from_metadata(&options.to_metadata()).unwrap(), options);
         let json = br#"{"v":1,"key":"ns/k","shape":[2,3],"dtype":"bfloat16","axes":["token","dim"],"codec":"zstd:3","ttl":60,
-            "consistency":"weak","if":"absent","attributes":{"model":"m"}}"#;
+            "consistency":"weak","if":"absent","attributes":{"model":"m"},"encoded":{"chunk_shape":[1,3],"chains":["none","zstd"]}}"#;
         let (key, from_json) = PutOptions::from_command(json).unwrap();
         assert_eq!(PutOptions::from_command(&options.to_command(&key).unwrap()).unwrap(), (key.clone(), options.clone()));
         assert_eq!((key.as_str(), from_json), ("ns/k", options));
@@ -320,6 +335,8 @@ mod tests {
             ("sira.consistency", "total"),
             ("sira.compression", "zstd"),
             ("sira.encryption", "aes"),
+            ("sira.encoded", "zstd"),
+            ("sira.encoded", r#"{"chunk_shape":[1],"chains":["none"]}"#), // of what shape and dtype?
         ] {
             assert!(of(&[bad]).is_err(), "{bad:?}");
         }
