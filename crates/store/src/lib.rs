@@ -9,6 +9,7 @@ pub mod catalog;
 mod client;
 mod commit;
 mod digest;
+mod encoded;
 mod error;
 mod evict;
 #[doc(hidden)]
@@ -45,6 +46,7 @@ mod upkeep;
 mod write;
 
 pub use client::{StorageClient, StoreOptions, WriteOptions};
+pub use encoded::{EncodedChunk, EncodedReader};
 pub use error::StoreError;
 pub use observe::{Operation, Request};
 pub use part::PartSpec;
@@ -55,4 +57,4 @@ pub use share::Shared;
 pub use snapshot::{Demands, Snapshot};
 pub use stats::{BackendStats, CallStats, Measurements, MemoryStats, OperationStats, StoreStats};
 pub use upkeep::ScrubReport;
-pub use write::Writer;
+pub use write::{EncodedWriter, Writer};

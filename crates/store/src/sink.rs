@@ -115,14 +115,9 @@ impl ChunkSink {
         })
     }
 
-    /// Stores one chunk; where there is no room, garbage is collected first.
+    /// Stores the bytes of one chunk, as they are.
     pub async fn put(&self, name: &str, value: Bytes) -> Result<(), StoreError> {
-        let options = PutOptions { mode: PutMode::Overwrite, durability: self.durability, expires_in: None };
-        let mut result = self.home.backend.put(name, value.clone().into(), options).await;
-        if matches!(result, Err(BackendError::OutOfSpace(_))) && upkeep::collect_garbage(&self.inner).await? > 0 {
-            result = self.home.backend.put(name, value.into(), options).await;
-        }
-        result.map(drop).map_err(|e| self.home.failed(e))
+        put_chunk(&self.inner, &self.home, name, value, self.durability).await
     }
 
     /// The copy that the stored slabs make.
@@ -143,6 +138,16 @@ impl ChunkSink {
             chunks,
         }
     }
+}
+
+/// Stores one chunk; where there is no room, garbage is collected first.
+pub(crate) async fn put_chunk(inner: &Arc<Inner>, home: &Tier, name: &str, value: Bytes, durability: Durability) -> Result<(), StoreError> {
+    let options = PutOptions { mode: PutMode::Overwrite, durability, expires_in: None };
+    let mut result = home.backend.put(name, value.clone().into(), options).await;
+    if matches!(result, Err(BackendError::OutOfSpace(_))) && upkeep::collect_garbage(inner).await? > 0 {
+        result = home.backend.put(name, value.into(), options).await;
+    }
+    result.map(drop).map_err(|e| home.failed(e))
 }
 
 /// A chunk's place, as a codec sees it.
