@@ -62,6 +62,35 @@ fn streams() {
         r#"{{"segments":[{{"index":0,"bytes":4,"key":{{"version":1,"parts":1}},"part":{part}}},{{"index":1,"error":"SIRA_NOT_FOUND: x"}}]}}"#
     );
     answer("segments", &[said.as_bytes(), &[], &[7; 4]]);
+    encoded();
+}
+
+/// A put's own words, and an answer: its schema, a message of two chunks of which one is raw, and their bytes.
+fn encoded() {
+    let raw: Vec<u8> = (0..400u32).flat_map(|i| (i / 3).to_le_bytes()).collect();
+    let chain: Chain = "planes+lz4".parse().unwrap();
+    let context = ChunkContext::new(DType::Float32, &[400], &[0]);
+    let Encoded::Bytes(coded) = chain.encode(&raw, context).unwrap() else { unreachable!("it compresses") };
+    let layout = r#"{"version":3,"part":"data","shape":[2,400],"chunk_shape":[1,400],"chains":["none","planes+lz4"]}"#;
+    let metadata = [("sira.shape", "[2,400]"), ("sira.dtype", "float32"), ("sira.encoded", layout)];
+    let metadata = metadata.map(|(name, text)| (name.to_owned(), text.to_owned()));
+    let field = arrow_schema::Field::new("tensor", arrow_schema::DataType::UInt8, false);
+    let schema = arrow_schema::Schema::new(vec![field]).with_metadata(std::collections::HashMap::from(metadata));
+    let schema = arrow_flight::FlightData::from(arrow_flight::SchemaAsIpc::new(&schema, &Default::default())).data_header;
+    let (len, at) = (coded.len(), coded.len().next_multiple_of(64));
+    let said = format!(
+        r#"{{"segments":[{{"cell":0,"offset":0,"bytes":{len},"chunk":{{"chain":1,"bytes":{len}}}}},{{"cell":1,"offset":{at},"bytes":1600,"chunk":{{"chain":0,"bytes":1600}}}}]}}"#
+    );
+    let mut body = coded;
+    body.resize(at, 0);
+    body.extend_from_slice(&raw);
+    let pieces = |pieces: [&[u8]; 3]| pieces.map(|piece| [&(piece.len() as u16).to_le_bytes()[..], piece].concat()).concat();
+    write("encoded", "answer", &pieces([&schema, said.as_bytes(), &body]));
+    let head = r#"{"chunks":[{"chain":1,"bytes":812345,"checksum":"0123456789abcdef"},{"chain":0,"bytes":9}]}"#;
+    let encoding = r#"{"chunk_shape":[10,2,256,192],"chains":["none","planes+zstd"]}"#;
+    write("encoded", "put", &pieces([encoding.as_bytes(), head.as_bytes(), &[]]));
+    let slice = r#"{"version":1,"part":"k","shape":[30,2,1536,192],"chunk_shape":[10,2,256,192],"chains":["zstd"],"slice":[[0,3],[0,2],[9,99],[0,192]]}"#;
+    write("encoded", "layout", &pieces([slice.as_bytes(), &[], &[]]));
 }
 
 fn answer(name: &str, pieces: &[&[u8]; 3]) {
@@ -75,6 +104,7 @@ fn requests() {
         ("key", "llama@8b/sess=1:a/layer=3//x".to_owned()),
         ("ticket", format!(r#"{{"v":1,"key":"ns/k","version":3,"slice":{{"token":[0,16],"0":[1,2]}},"part":"k","kv_spec":"{hash}","exact":true}}"#)),
         ("tickets", r#"{"v":1,"keys":["ns/a","ns/b"],"parts":["k","v"]}"#.to_owned()),
+        ("encoded", r#"{"v":1,"key":"ns/k","encoded":["planes","zstd"]}"#.to_owned()),
         ("keys", format!(r#"{{"v":1,"keys":["ns/a","ns/\u00e9"],"kv_spec":"{hash}"}}"#)),
         ("delete", r#"{"v":1,"key":"ns/k","if":"7"}"#.to_owned()),
         ("prefix", r#"{"v":1,"prefix":"ns/a","after":"ns/ab","dry_run":true}"#.to_owned()),

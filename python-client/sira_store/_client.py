@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 from pyarrow import flight
 
@@ -142,6 +143,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         attributes: Mapping[str, str] | Mapping[str, Mapping[str, str]] | None = None,
         spec: KvSpec | str | None = None,
         derived_from_lossy: bool | None = None,
+        encode: str | None = None,
     ) -> PutResult:
         """Stores a numpy array or a torch tensor under `key` (`namespace/key`), replacing what is there; or
         several by the names of their parts (`{"k": k, "v": v}`), which become visible together.
@@ -156,17 +158,36 @@ class Client(Lookups, Puts, Gets, SameHost):
         be. spec: a kv spec that it follows, or the hash of a registered one; InvalidError where it does not.
         derived_from_lossy: it was computed from what a lossy codec gave back, so that no get that wants exact
         bytes finds it.
+        encode: a codec (`planes+zstd`) with which the array is encoded here, by the extension, so that less
+        goes over the network and the server stores it as it comes; not of several parts.
         """
         item = Item(
             array, axes, codec, ttl, consistency, if_, attributes, derived_from_lossy=derived_from_lossy
         )
+        if encode is not None:
+            return self._with_spec(spec, lambda hash: self._put_encoded(key, item, hash, spec, encode))
         put = self._put_parts if isinstance(array, Mapping) else self._put_one
         return self._with_spec(spec, lambda hash: put(key, item, hash))
 
-    def _put_one(self, key: str, item: Item, kv_spec: str | None) -> PutResult:
+    def _put_encoded(
+        self, key: str, item: Item, kv_spec: str | None, spec: KvSpec | str | None, codec: str
+    ) -> PutResult:
+        native = _native.needed(self._native, "encode=")
+        if isinstance(item.tensors, Mapping) or item.codec is not None:
+            raise InvalidError(
+                "SIRA_BAD_REQUEST: encode= is of one array, and takes the place of codec=", "SIRA_BAD_REQUEST"
+            )
+        if isinstance(spec, str):
+            spec = self.kv_spec(spec)
         tensor = _arrays.outgoing(item.tensors)
+        metadata = _native.texts(self._schema(tensor, item, kv_spec).metadata)
+        text = None if spec is None else _wire.dumps(spec.to_json()).decode()
+        with _native.translated(self.url):
+            return PutResult(*native.put(key, metadata, tensor.data, self._timeout, codec, text))
+
+    def _schema(self, tensor: _arrays.Outgoing, item: Item, kv_spec: str | None) -> pa.Schema:
         axes, codec, attributes = item.of_one()
-        schema = _wire.schema(
+        return _wire.schema(
             tensor,
             axes=axes,
             codec=codec,
@@ -177,6 +198,10 @@ class Client(Lookups, Puts, Gets, SameHost):
             kv_spec=kv_spec,
             derived_from_lossy=item.derived_from_lossy,
         )
+
+    def _put_one(self, key: str, item: Item, kv_spec: str | None) -> PutResult:
+        tensor = _arrays.outgoing(item.tensors)
+        schema = self._schema(tensor, item, kv_spec)
         if self._native is not None:
             with _native.translated(self.url):
                 metadata = _native.texts(schema.metadata)
@@ -205,6 +230,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         exact: bool | None = None,
         deadline: float | None = None,
         streams: int = 1,
+        encoded: bool | None = None,
     ) -> NDArray[Any]: ...
 
     @overload
@@ -220,6 +246,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         exact: bool | None = None,
         deadline: float | None = None,
         streams: int = 1,
+        encoded: bool | None = None,
     ) -> torch.Tensor: ...
 
     @overload
@@ -234,6 +261,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         exact: bool | None = None,
         deadline: float | None = None,
         streams: int = 1,
+        encoded: bool | None = None,
     ) -> _Out: ...
 
     @overload
@@ -249,6 +277,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         exact: bool | None = None,
         deadline: float | None = None,
         streams: int = 1,
+        encoded: bool | None = None,
     ) -> dict[str, Any]: ...
 
     def get(
@@ -264,6 +293,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         exact: bool | None = None,
         deadline: float | None = None,
         streams: int = 1,
+        encoded: bool | None = None,
     ) -> Any:
         """Reads a tensor, or a range of it. Of a key that has several parts, all of them by their names.
 
@@ -279,12 +309,22 @@ class Client(Lookups, Puts, Gets, SameHost):
         comes in time, or no server is there, a key of a cache (see `connect`) is a miss, NotFoundError.
         Without one, the client's `timeout` holds and nothing but the server's word is a miss. streams: over
         how many connections a large tensor comes at once, at most 64; more than one helps where a connection
-        carries less than the network does. Of several parts it is ignored.
+        carries less than the network does. Of several parts it is ignored. encoded: whether to take the
+        tensor as the encoded chunks that the server keeps, and to decode them here while others come; by
+        default where the connection has proved slower than half of what this machine decodes, or leads to
+        another machine and nothing is known yet. It needs the extension; of several parts, and with
+        `streams`, nothing comes encoded.
 
         Raises when the stream breaks off; `out` may then be partly filled.
         """
         _arrays.check_framework(framework)
         _streams.check_streams(streams)
+        if encoded:
+            _native.needed(self._native, "encoded=True")
+            if streams > 1:
+                raise InvalidError(
+                    "SIRA_BAD_REQUEST: encoded=True and streams: choose one", "SIRA_BAD_REQUEST"
+                )
         bounds = _bounds(ranges)
         if bounds and parts is not None:
             raise InvalidError(
@@ -299,7 +339,7 @@ class Client(Lookups, Puts, Gets, SameHost):
                 try:
                     if streams > 1:
                         return self._get_streams(key, out, framework, end, streams, ranges=bounds, **options)
-                    return self._get_one(key, out, framework, end, ranges=bounds, **options)
+                    return self._get_one(key, out, framework, end, encoded=encoded, ranges=bounds, **options)
                 except HasPartsError:
                     if bounds:
                         raise
@@ -317,12 +357,20 @@ class Client(Lookups, Puts, Gets, SameHost):
             raise NotFoundError(f"SIRA_NOT_FOUND: no answer: {error}", "SIRA_NOT_FOUND") from error
 
     def _get_one(
-        self, key: str, out: Any, framework: _arrays.Framework, end: Deadline | None = None, **options: Any
+        self,
+        key: str,
+        out: Any,
+        framework: _arrays.Framework,
+        end: Deadline | None = None,
+        encoded: bool | None = None,
+        **options: Any,
     ) -> Any:
         if self._lines is not None and not options.get("ranges") and (end is None or not end.given):
             copied = self._copied(key, out, framework, _wire.given(**{**options, "ranges": None}))
             if copied is not None:
                 return copied
+        if self._native is not None and (self._native.prefers_encoded() if encoded is None else encoded):
+            options["encoded"] = _native.stages()
         ticket = _wire.ticket(key, **options)
         if self._native is not None:
             with _native.translated(self.url):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ._arrays import Incoming
 from ._dtypes import Bytes, nbytes
-from ._errors import by_code
+from ._errors import InvalidError, by_code
 
 if TYPE_CHECKING:
     import sira_native
@@ -34,6 +34,16 @@ def client(
         return module.Client(url, token, ca, cert, key)
 
 
+def needed(client: sira_native.Client | None, what: str) -> sira_native.Client:
+    """The extension's client, for what only it can do."""
+    if client is None:
+        raise InvalidError(
+            f"SIRA_BAD_REQUEST: {what} needs the extension sira-native, and a server at grpc://host:port",
+            "SIRA_BAD_REQUEST",
+        )
+    return client
+
+
 @contextmanager
 def translated(url: str) -> Iterator[None]:
     """Raises what the extension raises inside as one of ours."""
@@ -49,6 +59,11 @@ def translated(url: str) -> Iterator[None]:
         elif not message.startswith(code):
             message = f"{url}: {message}"
         raise by_code(code, message) from error
+
+
+def stages() -> list[str]:
+    """Stages of codecs that the extension decodes."""
+    return [] if module is None else module.stages
 
 
 class Body:

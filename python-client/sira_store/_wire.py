@@ -86,9 +86,13 @@ def wanted(
     kv_spec: str | None = None,
     exact: bool | None = None,
     endpoints: int | None = None,
+    encoded: Sequence[str] | None = None,
 ) -> bytes:
-    """What a get asks for. endpoints: of a FlightInfo, in how many streams it would have it."""
-    fields = given(version=version, part=part, kv_spec=kv_spec, exact=exact, endpoints=endpoints)
+    """What a get asks for. endpoints: of a FlightInfo, in how many streams it would have it. encoded: stages
+    of codecs that are decoded here."""
+    fields = given(
+        version=version, part=part, kv_spec=kv_spec, exact=exact, endpoints=endpoints, encoded=encoded
+    )
     if ranges:
         fields["slice"] = {name: list(bounds) for name, bounds in ranges.items()}
     return dumps({"v": 1, "key": key, **fields})

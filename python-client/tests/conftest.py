@@ -43,6 +43,7 @@ BOTH_WAYS = (
     "test_broken_streams",
     "test_client",
     "test_deadline",
+    "test_encoded",
     "test_many",
 )
 """Tests of gets and puts, which run over pyarrow and over the extension."""

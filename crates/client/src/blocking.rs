@@ -6,26 +6,35 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use parking_lot::Mutex;
 use prost::Message;
 use sira_tensor::TensorSpec;
 use sira_wire::PutAnswer;
 
+use crate::bottleneck::Bottleneck;
+use crate::chunks::{self, Arriving, Chunked, workers};
 use crate::get_into::{Incoming, IncomingMany};
 use crate::http2::Pool;
-use crate::{ClientError, ConnectOptions, message, put_from};
+use crate::{ClientError, ConnectOptions, connect, message, put_encoded, put_from};
 
 /// A server, as a thread sees it that waits for each answer.
 #[derive(Clone, Debug)]
 pub struct Client {
     pool: Pool,
+    bottleneck: Arc<Bottleneck>,
 }
 
 /// A tensor on its way: what it is has come, its bytes have not. Dropped, it ends the get.
 #[derive(Debug)]
-pub struct Tensor(Incoming);
+pub struct Tensor {
+    incoming: Incoming,
+    bottleneck: Arc<Bottleneck>,
+}
 
 /// Many keys on their way, message by message. Dropped, they end the get.
 #[derive(Debug)]
@@ -36,12 +45,27 @@ impl Client {
     ///
     /// A signal that breaks into a call asks `go_on` whether to wait further; without, the call ends with an error.
     pub fn new(url: &str, options: &ConnectOptions, go_on: fn() -> bool) -> Result<Client, ClientError> {
-        Ok(Client { pool: Pool::new(url, options, Some(go_on))? })
+        let pool = Pool::new(url, options, Some(go_on))?;
+        let bottleneck = Bottleneck::new(&connect::authority(url)?.0, workers());
+        Ok(Client { pool, bottleneck: Arc::new(bottleneck) })
     }
 
-    /// Opens the one tensor that a ticket names. `end` is when it gives up, here and while the bytes are read.
+    /// Opens the one tensor that a ticket names, which may ask for encoded chunks of [`stages`]. `end` is when it gives up, here and while the bytes are
+    /// read.
     pub fn get(&self, ticket: &[u8], end: Option<Instant>) -> Result<Tensor, ClientError> {
-        run(Incoming::open(&self.pool, ticket, end)).map(Tensor)
+        let incoming = run(Incoming::open(&self.pool, ticket, end))?;
+        Ok(Tensor { incoming, bottleneck: self.bottleneck.clone() })
+    }
+
+    /// Whether a tensor is likely to come sooner in encoded chunks: the connection is slower than half of what this machine decodes, by the gets so far;
+    /// before the first one, whether the server is on another machine.
+    pub fn prefers_encoded(&self) -> bool {
+        self.bottleneck.is_the_connection()
+    }
+
+    /// Bytes a second that came over a connection, and raw bytes a second that were decoded, of the gets so far.
+    pub fn speeds(&self) -> (Option<f64>, Option<f64>) {
+        self.bottleneck.speeds()
     }
 
     /// Opens the keys that a ticket for many names.
@@ -53,18 +77,115 @@ impl Client {
     pub fn put(&self, key: &str, metadata: HashMap<String, String>, data: &[u8], end: Option<Instant>) -> Result<PutAnswer, ClientError> {
         run(put_from::put_bytes(&self.pool, message::schema(key, metadata).encode_to_vec(), data, end))
     }
+
+    /// As [`Client::put`], in chunks that are encoded here with `codec`. `kv_spec`: the text of the kv spec that the metadata names by its hash.
+    pub fn put_encoded(
+        &self,
+        key: &str,
+        metadata: HashMap<String, String>,
+        (codec, kv_spec): (&str, Option<&str>),
+        data: &[u8],
+        end: Option<Instant>,
+    ) -> Result<PutAnswer, ClientError> {
+        run(put_encoded::put_blocking(&self.pool, key, metadata, (codec, kv_spec), data, end))
+    }
+}
+
+/// Stages of codecs that are decoded here, for the `encoded` of a ticket.
+pub fn stages() -> Vec<String> {
+    chunks::stages()
 }
 
 impl Tensor {
     /// Dtype, shape and axes of what comes.
     pub fn spec(&self) -> &TensorSpec {
-        &self.0.spec
+        &self.incoming.spec
     }
 
-    /// Fills `out`, which must be exactly as long as the tensor.
-    pub fn read_into(self, out: &mut [u8]) -> Result<(), ClientError> {
-        run(self.0.read_into(out))
+    /// Whether it comes in encoded chunks.
+    pub fn is_encoded(&self) -> bool {
+        self.incoming.chunked.is_some()
     }
+
+    /// Fills `out`, which must be exactly as long as the tensor. Encoded chunks are decoded by threads of their own while others come.
+    pub fn read_into(self, out: &mut [u8]) -> Result<(), ClientError> {
+        let Tensor { mut incoming, bottleneck } = self;
+        incoming.check_room(out)?;
+        if let Some(chunked) = incoming.chunked.take() {
+            return decode_into(incoming.into_chunks(&chunked), &chunked, out, &bottleneck);
+        }
+        let (begun, bytes) = (Instant::now(), out.len() as u64);
+        run(incoming.read_into(out))?;
+        bottleneck.came(bytes, begun.elapsed());
+        Ok(())
+    }
+}
+
+/// Decodes chunks as they come; one alone without a thread.
+fn decode_into(mut arriving: Arriving, chunked: &Chunked, out: &mut [u8], bottleneck: &Bottleneck) -> Result<(), ClientError> {
+    let decoders = workers().min(arriving.missing());
+    let (mut came, mut waited) = (0, Duration::ZERO);
+    let (work, out) = (Mutex::new((Duration::ZERO, 0)), Mutex::new(out));
+    let decode = |chunk| {
+        let begun = Instant::now();
+        let decoded = chunked.decode(chunk)?;
+        let mut work = work.lock();
+        *work = (work.0 + begun.elapsed(), work.1 + decoded.raw.len() as u64);
+        drop(work);
+        // Where chunks lie among each other, so do their places: one is put there at a time, which takes a fraction of the decoding.
+        chunked.place(&decoded, &mut out.lock());
+        Ok::<_, ClientError>(())
+    };
+    let mut next = || {
+        let begun = Instant::now();
+        let next = run(arriving.next(chunked))?;
+        waited += begun.elapsed();
+        came += next.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        Ok::<_, ClientError>(next)
+    };
+    if decoders < 2 {
+        while let Some(chunk) = next()? {
+            decode(chunk)?;
+        }
+    } else {
+        std::thread::scope(|scope| {
+            let (sender, coming) = sync_channel(decoders);
+            let coming = Arc::new(Mutex::new(coming));
+            let threads: Vec<_> = (0..decoders)
+                .map(|_| {
+                    let coming = coming.clone();
+                    scope.spawn(move || {
+                        // Taken out under the lock, decoded without it.
+                        while let Some(chunk) = { coming.lock().recv().ok() } {
+                            decode(chunk)?;
+                        }
+                        Ok::<_, ClientError>(())
+                    })
+                })
+                .collect();
+            drop(coming);
+            let mut read = || {
+                while let Some(chunk) = next()? {
+                    if sender.send(chunk).is_err() {
+                        break; // all of them have failed
+                    }
+                }
+                Ok::<_, ClientError>(())
+            };
+            let read = read();
+            drop(sender);
+            // What a thread found wrong comes before what that did to the reading.
+            for thread in threads {
+                thread.join().map_err(|_| ClientError::protocol("a thread that decodes has died"))??;
+            }
+            read
+        })?;
+    }
+    arriving.finish();
+    let (decoding, raw) = *work.lock();
+    bottleneck.came(came, waited);
+    bottleneck.decoded(raw, decoding);
+    Ok(())
 }
 
 impl Many {

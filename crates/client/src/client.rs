@@ -180,7 +180,10 @@ impl Client {
         }
     }
 
-    async fn send_put(&self, body: impl Stream<Item = arrow_flight::FlightData> + Send + 'static) -> Result<PutAnswer, ClientError> {
+    pub(crate) async fn send_put(
+        &self,
+        body: impl Stream<Item = arrow_flight::FlightData> + Send + 'static,
+    ) -> Result<PutAnswer, ClientError> {
         let mut results = self.flight.clone().do_put(body).await?.into_inner();
         let first = results.message().await?.ok_or_else(|| ClientError::protocol("a put without an answer"))?;
         let answer = parse(&first.app_metadata)?;

@@ -104,11 +104,15 @@ impl TensorStream {
 
 /// What the first message says of the tensor, and of the column that carries it.
 pub(crate) fn carried(first: &FlightData) -> Result<(TensorSpec, Column), ClientError> {
-    let schema = sira_wire::ipc::read_first(&first.data_header).map_err(ClientError::protocol)?;
-    let column = Column::of(&schema)?;
+    carried_by(&sira_wire::ipc::read_first(&first.data_header).map_err(ClientError::protocol)?)
+}
+
+/// What a schema says of the tensor, and of the column that carries it.
+pub(crate) fn carried_by(schema: &Schema) -> Result<(TensorSpec, Column), ClientError> {
+    let column = Column::of(schema)?;
     match column.permutation {
         Some(_) => Err(ClientError::protocol("a permuted column")),
-        None => Ok((read_spec(&schema)?, column)),
+        None => Ok((read_spec(schema)?, column)),
     }
 }
 

@@ -8,6 +8,7 @@ use sira_tensor::TensorSpec;
 use sira_tensor::carrier::Column;
 use sira_wire::{Code, WireError};
 
+use crate::chunks::{Arriving, Chunked};
 use crate::client::json;
 use crate::get_many::{FilledKey, GetManyOptions};
 use crate::http2::{Message, Messages, Pool};
@@ -87,7 +88,9 @@ impl Client {
 pub(crate) struct Incoming {
     pub spec: TensorSpec,
     column: Column,
-    pub messages: Messages,
+    messages: Messages,
+    /// Where it comes in chunks that are to be decoded: what is said of them.
+    pub chunked: Option<Box<Chunked>>,
 }
 
 impl Incoming {
@@ -98,21 +101,45 @@ impl Incoming {
     /// Reads the description.
     pub async fn begin(mut messages: Messages) -> Result<Incoming, ClientError> {
         let first = messages.next().await?.ok_or_else(|| ClientError::protocol("a get without a schema"))?;
-        let carried = get::carried(&FlightData::new().with_data_header(first.header));
-        let (spec, column) = carried.map_err(|error| {
-            let reason = format!("the answer has no tensor's schema, is this a Sira server? {error}");
-            WireError::new(Code::BadTensor, reason)
+        let schema = sira_wire::ipc::read_first(&first.header).map_err(ClientError::protocol);
+        let carried = schema.and_then(|schema| {
+            let (spec, column) = get::carried_by(&schema)?;
+            Ok((Chunked::read(&schema, &spec)?.map(Box::new), spec, column))
+        });
+        let (chunked, spec, column) = carried.map_err(|error| match error {
+            ClientError::Refused(error) => error,
+            error => WireError::new(Code::BadTensor, format!("the answer has no tensor's schema, is this a Sira server? {error}")),
         })?;
-        Ok(Incoming { spec, column, messages })
+        if chunked.is_some() && column.row_bytes() != 1 {
+            return Err(ClientError::protocol("chunks in a column that is not one of bytes"));
+        }
+        Ok(Incoming { spec, column, messages, chunked })
     }
 
-    /// Fills `out`, which must have the length of the tensor.
-    pub async fn read_into(mut self, out: &mut [u8]) -> Result<(), ClientError> {
+    /// Refuses a buffer that has not the length of the tensor.
+    pub fn check_room(&self, out: &[u8]) -> Result<(), ClientError> {
         let nbytes = self.spec.nbytes();
-        if nbytes != out.len() as u64 {
-            let reason = format!("the tensor has {nbytes} bytes, the buffer for it {}", out.len());
-            return Err(WireError::new(Code::BadTensor, reason).into());
+        match nbytes == out.len() as u64 {
+            true => Ok(()),
+            false => {
+                let reason = format!("the tensor has {nbytes} bytes, the buffer for it {}", out.len());
+                Err(WireError::new(Code::BadTensor, reason).into())
+            }
         }
+    }
+
+    /// The chunks in which it comes.
+    pub fn into_chunks(self, chunked: &Chunked) -> Arriving {
+        Arriving::new(IncomingMany { messages: self.messages, column: self.column, at: 0 }, chunked)
+    }
+
+    /// Fills `out`, which must have the length of the tensor, with bytes that come as they are.
+    pub async fn read_into(mut self, out: &mut [u8]) -> Result<(), ClientError> {
+        self.check_room(out)?;
+        if self.chunked.is_some() {
+            return Err(ClientError::protocol("chunks that nobody asked for"));
+        }
+        let nbytes = self.spec.nbytes();
         let incomplete = |reason| Err(WireError::new(Code::Incomplete, reason).into());
         let mut filled = 0;
         while let Some(message) = self.messages.next().await? {

@@ -190,11 +190,15 @@ async fn join(spec: &TensorSpec, portions: Vec<Portion>) -> Result<Bytes, Client
     Ok(rest.freeze())
 }
 
-/// An empty buffer that has room for the tensor, if this machine has as much memory: how much it is was the server's word.
+/// An empty buffer that has room for the tensor.
 fn room(spec: &TensorSpec) -> Result<BytesMut, ClientError> {
+    Ok(BytesMut::with_capacity(memory_for(spec)?))
+}
+
+/// Bytes of the tensor, if this machine has as much memory: how much it is was the server's word.
+pub(crate) fn memory_for(spec: &TensorSpec) -> Result<usize, ClientError> {
     let bytes = usize::try_from(spec.nbytes()).ok().filter(|bytes| Vec::<u8>::new().try_reserve_exact(*bytes).is_ok());
-    let bytes = bytes.ok_or_else(|| ClientError::protocol(format!("a tensor of {} bytes, for which there is no memory", spec.nbytes())))?;
-    Ok(BytesMut::with_capacity(bytes))
+    bytes.ok_or_else(|| ClientError::protocol(format!("a tensor of {} bytes, for which there is no memory", spec.nbytes())))
 }
 
 /// Receives each portion into its part of `out`. The first error ends the others.

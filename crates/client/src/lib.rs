@@ -29,6 +29,7 @@
 //! | get many keys, or all parts | [`Client::get_many`]: a [`ManyStream`], as [events](ManyStream::next), as [keys](ManyStream::collect) or [into buffers](ManyStream::read_into) |
 //! | get into memory that is there already | [`Client::get_into`], [`Client::get_many_into`]: from the socket to where it belongs |
 //! | put from memory that stays the caller's | [`Client::put_from`] |
+//! | code here what a server would: fewer bytes on the way | [`Client::get_encoded`], [`Client::get_encoded_into`], [`Client::put_encoded`] |
 //! | the same without a runtime | [`blocking::Client`] |
 //! | look up | [`Client::exists`], [`Client::exists_with`], [`Client::exists_many`], within a [`Deadline`] |
 //! | describe | [`Client::info`]; [`Client::list`] a page, [`Client::list_all`] as a stream |
@@ -53,12 +54,15 @@
 mod admin;
 mod batches;
 pub mod blocking;
+mod bottleneck;
+mod chunks;
 mod client;
 mod connect;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod get;
+mod get_encoded;
 mod get_into;
 mod get_many;
 mod get_parallel;
@@ -67,6 +71,7 @@ mod line;
 mod lookup;
 mod message;
 mod put;
+mod put_encoded;
 mod put_from;
 mod put_many;
 mod put_messages;

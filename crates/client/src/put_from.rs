@@ -1,5 +1,6 @@
 //! Puts from memory that stays the caller's: it is sent from where it lies.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use arrow_flight::PutResult;
@@ -15,6 +16,7 @@ const DO_PUT: &str = "/arrow.flight.protocol.FlightService/DoPut";
 
 /// Tags of FlightData (Flight.proto): a number and the type of what has a length.
 const HEADER: u64 = 2 << 3 | 2;
+const METADATA: u64 = 3 << 3 | 2;
 const BODY: u64 = 1000 << 3 | 2;
 
 /// Bytes of tensor in a message. A server reads it as it comes.
@@ -46,11 +48,38 @@ impl Client {
     }
 }
 
+/// What follows the first message of a put: messages, each of metadata and rows.
+pub(crate) trait Parts<'a> {
+    /// The next one; `None` after the last.
+    fn next(&mut self) -> Result<Option<(Vec<u8>, Cow<'a, [u8]>)>, ClientError>;
+}
+
+/// Bytes in pieces, of which nothing is said.
+struct Whole<'a>(&'a [u8]);
+
+impl<'a> Parts<'a> for Whole<'a> {
+    fn next(&mut self) -> Result<Option<(Vec<u8>, Cow<'a, [u8]>)>, ClientError> {
+        let (piece, rest) = self.0.split_at(self.0.len().min(PIECE));
+        self.0 = rest;
+        Ok((!piece.is_empty()).then_some((Vec::new(), Cow::Borrowed(piece))))
+    }
+}
+
 /// Puts the bytes behind the first message of a put, which describes them.
 pub(crate) async fn put_bytes(pool: &Pool, first: Vec<u8>, data: &[u8], end: Option<Instant>) -> Result<PutAnswer, ClientError> {
+    put_parts(pool, first, Whole(data), end).await
+}
+
+/// Puts the messages behind the first one.
+pub(crate) async fn put_parts<'a>(
+    pool: &Pool,
+    first: Vec<u8>,
+    parts: impl Parts<'a>,
+    end: Option<Instant>,
+) -> Result<PutAnswer, ClientError> {
     let mut lease = pool.take(end).await?;
     lease.begin(DO_PUT)?;
-    let whole = send(&mut lease, first, data).await?;
+    let whole = send(&mut lease, first, parts).await?;
     let mut prefix = [0; 5];
     if !lease.read(&mut prefix).await? {
         return Err(WireError::new(Code::Incomplete, "the server ended the put without an answer").into());
@@ -71,22 +100,20 @@ pub(crate) async fn put_bytes(pool: &Pool, first: Vec<u8>, data: &[u8], end: Opt
 }
 
 /// Sends the first message and the batches; false where the server answered before it had all.
-async fn send(lease: &mut Lease, first: Vec<u8>, data: &[u8]) -> Result<bool, ClientError> {
+async fn send<'a>(lease: &mut Lease, first: Vec<u8>, mut parts: impl Parts<'a>) -> Result<bool, ClientError> {
     let prefix = prefix(first.len());
     // With the first piece behind it, so that a small tensor is one write.
     let mut head = [&prefix[..], &first].concat();
-    let mut rest = data;
+    let mut next = parts.next()?;
     loop {
-        let (piece, behind) = rest.split_at(rest.len().min(PIECE));
-        rest = behind;
+        let Some((metadata, piece)) = next else { return lease.send([&head, &[], &[]], true).await };
         let padding = piece.len().next_multiple_of(8) - piece.len();
-        if !piece.is_empty() {
-            head.extend(batch(piece.len(), padding));
-        }
-        if !lease.send([&head, piece, &[0; 8][..padding]], rest.is_empty()).await? {
+        head.extend(batch(&metadata, piece.len(), padding));
+        next = parts.next()?;
+        if !lease.send([&head, &piece, &[0; 8][..padding]], next.is_none()).await? {
             return Ok(false);
         }
-        if rest.is_empty() {
+        if next.is_none() {
             return Ok(true);
         }
         head.clear();
@@ -94,12 +121,14 @@ async fn send(lease: &mut Lease, first: Vec<u8>, data: &[u8]) -> Result<bool, Cl
 }
 
 /// A message of gRPC up to its body, which follows and is the end of it.
-fn batch(rows: usize, padding: usize) -> Vec<u8> {
+fn batch(metadata: &[u8], rows: usize, padding: usize) -> Vec<u8> {
     let header = message::batch_header(rows, rows + padding);
-    let mut fields = Vec::with_capacity(header.len() + 32);
-    put_varint(&mut fields, HEADER);
-    put_varint(&mut fields, header.len() as u64);
-    fields.extend_from_slice(&header);
+    let mut fields = Vec::with_capacity(header.len() + metadata.len() + 32);
+    for (tag, field) in [(HEADER, &header[..]), (METADATA, metadata)].into_iter().filter(|(_, field)| !field.is_empty()) {
+        put_varint(&mut fields, tag);
+        put_varint(&mut fields, field.len() as u64);
+        fields.extend_from_slice(field);
+    }
     put_varint(&mut fields, BODY);
     put_varint(&mut fields, (rows + padding) as u64);
     [&prefix(fields.len() + rows + padding)[..], &fields].concat()
@@ -122,10 +151,11 @@ mod tests {
     fn messages_are_those_that_prost_reads() {
         for len in [1usize, 8, 13, 5000] {
             let (rows, padding) = (vec![7u8; len], len.next_multiple_of(8) - len);
-            let wire = [&batch(len, padding)[..], &rows, &vec![0; padding]].concat();
+            let wire = [&batch(b"said", len, padding)[..], &rows, &vec![0; padding]].concat();
             assert_eq!(u32::from_be_bytes(wire[1..5].try_into().unwrap()) as usize, wire.len() - 5);
             let data = FlightData::decode(&wire[5..]).unwrap();
             assert_eq!(message::rows(&data, &column()).unwrap(), rows);
+            assert_eq!(&data.app_metadata[..], b"said");
         }
     }
 }

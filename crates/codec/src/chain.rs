@@ -134,6 +134,16 @@ impl Chain {
         self.stages.iter().all(|stage| stage.lossless())
     }
 
+    /// The names of its stages, in order; none of a chain without.
+    pub fn stages(&self) -> impl Iterator<Item = &'static str> {
+        self.stages.iter().map(|stage| stage.name())
+    }
+
+    /// The names of all registered stages.
+    pub fn known_stages() -> impl Iterator<Item = &'static str> {
+        STAGES.iter().map(|stage| stage.name)
+    }
+
     /// Hash of the calibration that the chain needs to encode and decode, if it needs one.
     pub fn calibration(&self) -> Option<&str> {
         self.stages.iter().find_map(|stage| stage.calibration())
@@ -362,6 +372,8 @@ mod tests {
             assert_eq!(chain.as_str(), canonical);
             assert_eq!(chain.to_string().parse(), Ok(chain.clone()));
             assert_eq!(chain.is_none(), text == "none");
+            assert!(chain.stages().eq(text.split('+').map(|stage| stage.split(':').next().unwrap()).filter(|name| *name != "none")));
+            assert!(chain.stages().all(|stage| Chain::known_stages().any(|known| known == stage)));
             assert!(chain.lossless());
         }
     }

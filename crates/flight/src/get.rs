@@ -24,6 +24,7 @@ use sira_wire::{Code, PutOptions, Ticket};
 use tonic::Status;
 
 use crate::answer::Outgoing;
+use crate::get_encoded::Chunks;
 use crate::get_many::Many;
 use crate::ipc;
 use crate::pieces::{Pieces, begin_message};
@@ -48,15 +49,19 @@ fn frame_bytes(len: usize) -> usize {
 /// The carrier of a tensor and its schema, which says what the tensor is.
 pub(crate) fn carrier(spec: &TensorSpec) -> (Carrier, Schema) {
     let carrier = Carrier::of(spec, MESSAGE_BYTES);
-    let says = PutOptions {
+    let schema = Schema::new_with_metadata(vec![carrier.field.clone()], described(spec).to_metadata());
+    (carrier, schema)
+}
+
+/// What an answer says of a tensor: as a put says it.
+pub(crate) fn described(spec: &TensorSpec) -> PutOptions {
+    PutOptions {
         shape: Some(spec.shape().to_vec()),
         dtype: Some(spec.dtype()),
         axes: Some(spec.axes().to_vec()).filter(|axes| !axes.is_empty()),
         attributes: spec.attributes().clone(),
         ..PutOptions::default()
-    };
-    let schema = Schema::new_with_metadata(vec![carrier.field.clone()], says.to_metadata());
-    (carrier, schema)
+    }
 }
 
 /// Where the messages of a get come from.
@@ -92,6 +97,11 @@ async fn begin(store: &StorageClient, message: Bytes) -> Result<(Pieces, Message
     let demands = Demands { version: ticket.version, kv_spec: ticket.kv_spec.clone(), exact: ticket.exact };
     let snapshot = store.snapshot(&key, &demands).map_err(of_store)?;
     let part = snapshot.part(ticket.part.as_deref()).map_err(of_store)?;
+    if let Some(stages) = &ticket.encoded
+        && let Some(reader) = snapshot.read_encoded(part, &ticket.slice, stages).await.map_err(of_store)?
+    {
+        return messages(Chunks::new(reader)).await;
+    }
     messages(Rows::new(snapshot.read(part, &ticket.slice).await.map_err(of_store)?)).await
 }
 

@@ -15,12 +15,14 @@ mod frames;
 #[doc(hidden)]
 pub mod fuzz;
 mod get;
+mod get_encoded;
 mod get_many;
 mod http2;
 mod input;
 mod ipc;
 mod pieces;
 mod put;
+mod put_encoded;
 mod put_many;
 mod same_host;
 mod seats;

@@ -20,8 +20,9 @@ use tonic::body::Body;
 
 use crate::input::{Head, Input};
 use crate::ipc::{self, Announced, Batch};
-use crate::put_many;
+use crate::seats::Calls;
 use crate::status::{of_store, of_wire, outcome, refuse};
+use crate::{put_encoded, put_many};
 
 /// Bytes of a row that is permuted: it must be gathered before it can be reordered.
 const MAX_PERMUTED_ROW: u64 = 64 << 20;
@@ -75,6 +76,12 @@ async fn put(store: &StorageClient, mut input: Input) -> Result<Vec<u8>, Status>
 
 async fn put_one(store: &StorageClient, input: &mut Input, descriptor: FlightDescriptor, first: Head) -> Result<PutAnswer, Status> {
     let mut incoming = Incoming::announced(store, &descriptor, &first)?;
+    if let Some(encoding) = incoming.options.encoded.take() {
+        let (spec, options) = (incoming.spec(0).map_err(of_store)?, incoming.write_options(0));
+        let (tensor, metadata) = ((incoming.key, spec, incoming.column), first.metadata);
+        drop((descriptor, first.header));
+        return put_encoded::put(store, input, tensor, (&encoding, options), metadata).await;
+    }
     // They may be large, and what comes next may be long in coming.
     drop((descriptor, first));
     if incoming.options.shape.is_some() {
@@ -149,6 +156,18 @@ impl<'a> Incoming<'a> {
         names
     }
 
+    fn write_options(&self, scratch: u64) -> WriteOptions {
+        WriteOptions {
+            codec: self.options.codec.clone(),
+            ttl: self.options.ttl,
+            consistency: self.options.consistency,
+            condition: self.options.condition,
+            kv_spec: self.options.kv_spec.clone(),
+            derived_from_lossy: self.options.derived_from_lossy,
+            scratch,
+        }
+    }
+
     async fn begin(&mut self, rows: u64) -> Result<(), Status> {
         let mut scratch = 0;
         if self.column.permutation.is_some() {
@@ -163,16 +182,7 @@ impl<'a> Incoming<'a> {
             }
             scratch = 2 * row_bytes;
         }
-        let spec = self.spec(rows).map_err(of_store)?;
-        let options = WriteOptions {
-            codec: self.options.codec.clone(),
-            ttl: self.options.ttl,
-            consistency: self.options.consistency,
-            condition: self.options.condition,
-            kv_spec: self.options.kv_spec.clone(),
-            derived_from_lossy: self.options.derived_from_lossy,
-            scratch,
-        };
+        let (spec, options) = (self.spec(rows).map_err(of_store)?, self.write_options(scratch));
         self.writer = Some(self.store.begin(self.key.clone(), spec, options).await.map_err(of_store)?);
         Ok(())
     }

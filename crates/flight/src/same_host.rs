@@ -191,8 +191,8 @@ impl Client {
 
     async fn map(&mut self, body: &[u8]) -> Result<Answer, Status> {
         let (key, ticket) = Ticket::parse(body).map_err(|e| of_wire(&e))?;
-        if !ticket.slice.is_empty() {
-            return Err(refuse(Code::BadRequest, "a whole part is mapped; a slice of one is got"));
+        if !ticket.slice.is_empty() || ticket.encoded.is_some() {
+            return Err(refuse(Code::BadRequest, "a whole part is mapped, as it is; a slice of one, or encoded chunks, are got"));
         }
         let demands = Demands { version: ticket.version, kv_spec: ticket.kv_spec, exact: ticket.exact };
         let snapshot = self.all.store.snapshot(&key, &demands).map_err(of_store)?;
@@ -282,6 +282,9 @@ impl Client {
 /// What is put, and how.
 fn put_of(options: PutOptions) -> Result<(TensorSpec, WriteOptions), Status> {
     let lacks = |what: &str| refuse(Code::BadRequest, format!("a put into memory needs its {what} before"));
+    if options.encoded.is_some() {
+        return Err(refuse(Code::BadRequest, "memory is filled raw; encoded chunks are put over gRPC"));
+    }
     let (dtype, shape) = (options.dtype.ok_or_else(|| lacks("dtype"))?, options.shape.ok_or_else(|| lacks("shape"))?);
     let spec = TensorSpec::new(dtype, shape).and_then(|spec| spec.with_axes(options.axes.unwrap_or_default()));
     let spec = spec.and_then(|spec| spec.with_attributes(options.attributes)).map_err(|e| of_store(e.into()))?;

@@ -11,6 +11,7 @@ mod client;
 mod coding;
 mod commit;
 mod digest;
+mod encoded;
 mod error;
 mod evict;
 #[doc(hidden)]
@@ -47,6 +48,7 @@ mod upkeep;
 mod write;
 
 pub use client::{StorageClient, StoreOptions, WriteOptions};
+pub use encoded::{EncodedChunk, EncodedReader};
 pub use error::StoreError;
 pub use observe::{Operation, Request};
 pub use part::PartSpec;
@@ -57,4 +59,4 @@ pub use share::Shared;
 pub use snapshot::{Demands, Snapshot};
 pub use stats::{BackendStats, CallStats, CodecStats, CodingStats, CodingTimes, Measurements, MemoryStats, OperationStats, StoreStats};
 pub use upkeep::ScrubReport;
-pub use write::Writer;
+pub use write::{EncodedWriter, Writer};

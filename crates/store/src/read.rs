@@ -21,7 +21,7 @@ use crate::ledger::Reservation;
 use crate::namespaces::count;
 use crate::part::{across, coding_bytes};
 use crate::pins::Pin;
-use crate::record::{PartCopy, TensorRecord, chunk_name};
+use crate::record::{Chunk, PartCopy, TensorRecord, chunk_name};
 use crate::sink::origin_and_shape;
 use crate::snapshot::Place;
 use crate::write::INLINE_BYTES;
@@ -55,6 +55,13 @@ pub struct Hold {
     _part: Option<Arc<HotPart>>,
     _pin: Arc<Pin>,
     _working: Reservation,
+}
+
+impl Hold {
+    /// What holds bytes of a pinned record in reserved memory.
+    pub(crate) fn new(pin: Arc<Pin>, working: Reservation) -> Hold {
+        Hold { _part: None, _pin: pin, _working: working }
+    }
 }
 
 impl Reader {
@@ -334,6 +341,16 @@ impl ChunkSource {
         }
     }
 
+    /// The chains that its chunks went through.
+    pub fn chains(&self) -> &[Chain] {
+        &self.chains
+    }
+
+    /// What the record says of one chunk.
+    pub fn chunk(&self, cell: u64) -> Chunk {
+        self.copy.chunks[cell as usize]
+    }
+
     /// The box `wanted`, slab by slab.
     fn stream(self, wanted: Region) -> BoxStream<'static, Result<Bytes, StoreError>> {
         let slabs = self.at_once().1;
@@ -411,6 +428,7 @@ impl ChunkSource {
     }
 }
 
-fn overlap(a: &[std::ops::Range<u64>], b: &[std::ops::Range<u64>]) -> Region {
+/// What two boxes have in common.
+pub(crate) fn overlap(a: &[std::ops::Range<u64>], b: &[std::ops::Range<u64>]) -> Region {
     a.iter().zip(b).map(|(a, b)| a.start.max(b.start)..a.end.min(b.end)).collect()
 }

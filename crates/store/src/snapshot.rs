@@ -105,6 +105,10 @@ impl Snapshot {
         copy.map_or(&[], |copy| &copy.chunk_shape)
     }
 
+    pub(crate) fn pin(&self) -> Arc<Pin> {
+        self.pin.clone()
+    }
+
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }

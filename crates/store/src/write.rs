@@ -1,6 +1,7 @@
 //! A put in progress: the bytes of its parts come one after another, row-major; the commit writes the record.
 
 mod adopt;
+mod encoded;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::sink::{ChunkSink, durability};
 use crate::{StoreError, upkeep};
 
 pub(crate) use adopt::slabs;
+pub use encoded::EncodedWriter;
 
 /// Puts of at most this many bytes lie inside their record: one write, one sync.
 pub(crate) const INLINE_BYTES: u64 = 32 << 10;

@@ -1,5 +1,6 @@
 //! What clients and servers of Sira say to each other (docs/wire.md), in one place for both. No I/O.
 
+pub mod encoded;
 mod entry;
 mod error;
 pub mod ipc;

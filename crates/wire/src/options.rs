@@ -10,6 +10,7 @@ use sira_tensor::DType;
 use sira_tensor::shape::MAX_RANK;
 
 use crate::entry::is_false;
+use crate::encoded::Encoding;
 use crate::key::shortened;
 use crate::limited::{List, option};
 use crate::request::{Versioned, parse, versioned};
@@ -35,6 +36,8 @@ pub mod metadata {
     pub const KV_SPEC: &str = "sira.kv_spec";
     /// Whether it was computed from what a lossy codec gave back: `true` or `false`.
     pub const DERIVED_FROM_LOSSY: &str = "sira.derived_from_lossy";
+    /// Of a put, how the chunks that come are cut and encoded; of an answer, those that it sends. JSON.
+    pub const ENCODED: &str = "sira.encoded";
     /// What attribute names start with.
     pub const ATTRIBUTE_PREFIX: &str = "sira.attr.";
 }
@@ -126,6 +129,8 @@ pub struct PutOptions {
     pub kv_spec: Option<String>,
     /// Whether it was computed from what a lossy codec gave back: then it is not exact, however it is kept.
     pub derived_from_lossy: bool,
+    /// The bytes come as chunks that are encoded already, cut and encoded like this.
+    pub encoded: Option<Encoding>,
     /// The client's own attributes.
     pub attributes: BTreeMap<String, String>,
 }
@@ -154,6 +159,8 @@ struct Command {
     kv_spec: Option<String>,
     #[serde(default, skip_serializing_if = "is_false")]
     derived_from_lossy: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    encoded: Option<Encoding>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     attributes: BTreeMap<String, String>,
 }
@@ -187,10 +194,11 @@ impl PutOptions {
                     options.derived_from_lossy =
                         value.parse().map_err(|_| refuse(format!("{name} is {value:?}; it may be true or false")))?;
                 }
+                metadata::ENCODED => options.encoded = Some(Encoding::parse(value)?),
                 metadata::IF => options.condition = Some(value.parse()?),
                 _ => {
                     return Err(refuse(format!(
-                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if, .kv_spec, .derived_from_lossy and .attr.NAME"
+                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if, .kv_spec, .derived_from_lossy, .encoded and .attr.NAME"
                     )));
                 }
             }
@@ -212,6 +220,7 @@ impl PutOptions {
             (metadata::IF, self.condition.map(|v| v.to_string())),
             (metadata::KV_SPEC, self.kv_spec.clone()),
             (metadata::DERIVED_FROM_LOSSY, self.derived_from_lossy.then(|| "true".to_owned())),
+            (metadata::ENCODED, self.encoded.as_ref().and_then(|encoded| serde_json::to_string(encoded).ok())),
         ];
         entries.extend(fields.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
         entries
@@ -230,6 +239,7 @@ impl PutOptions {
             condition: command.condition.as_deref().map(str::parse).transpose()?,
             kv_spec: command.kv_spec,
             derived_from_lossy: command.derived_from_lossy,
+            encoded: command.encoded,
             attributes: command.attributes,
         };
         Ok((command.key.parse()?, options.checked()?))
@@ -249,6 +259,7 @@ impl PutOptions {
             condition: self.condition.map(|condition| condition.to_string()),
             kv_spec: self.kv_spec.clone(),
             derived_from_lossy: self.derived_from_lossy,
+            encoded: self.encoded.clone(),
             attributes: self.attributes.clone(),
         })
     }
@@ -256,6 +267,9 @@ impl PutOptions {
     fn checked(self) -> Result<PutOptions, WireError> {
         check_ttl(self.ttl)?;
         self.kv_spec.as_deref().map_or(Ok(()), check_kv_spec)?;
+        if self.encoded.is_some() && (self.shape.is_none() || self.dtype.is_none()) {
+            return Err(refuse("encoded chunks say nothing of the tensor: give shape and dtype with them".into()));
+        }
         Ok(self)
     }
 }
@@ -307,12 +321,13 @@ mod tests {
             ("sira.consistency", "Weak"),
             ("sira.if", "absent"),
             ("sira.attr.model", "m"),
+            ("sira.encoded", r#"{"chunk_shape":[1,3],"chains":["none","zstd"]}"#),
             ("pandas", "ignored"),
         ];
         let options = of(&entries).unwrap();
         assert_eq!(PutOptions::from_metadata(&options.to_metadata()).unwrap(), options);
         let json = br#"{"v":1,"key":"ns/k","shape":[2,3],"dtype":"bfloat16","axes":["token","dim"],"codec":"zstd:3","ttl":60,
-            "consistency":"weak","if":"absent","attributes":{"model":"m"}}"#;
+            "consistency":"weak","if":"absent","attributes":{"model":"m"},"encoded":{"chunk_shape":[1,3],"chains":["none","zstd"]}}"#;
         let (key, from_json) = PutOptions::from_command(json).unwrap();
         assert_eq!(PutOptions::from_command(&options.to_command(&key).unwrap()).unwrap(), (key.clone(), options.clone()));
         assert_eq!((key.as_str(), from_json), ("ns/k", options));
@@ -334,6 +349,8 @@ mod tests {
             ("sira.consistency", "total"),
             ("sira.compression", "zstd"),
             ("sira.encryption", "aes"),
+            ("sira.encoded", "zstd"),
+            ("sira.encoded", r#"{"chunk_shape":[1],"chains":["none"]}"#), // of what shape and dtype?
         ] {
             assert!(of(&[bad]).is_err(), "{bad:?}");
         }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::encoded::MAX_STAGES;
+use crate::limited::option;
 use crate::options::check_kv_spec;
 use crate::{Code, Key, VERSION, WireError};
 
@@ -65,6 +67,9 @@ pub struct Ticket {
     /// Take only bytes that are exactly those that were put: a lossy copy is a miss. Default: what the namespace says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exact: Option<bool>,
+    /// Of a get only: stages of codecs that the client can decode, by name. What is stored in no others may come as it is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "option::<_, _, MAX_STAGES>")]
+    pub encoded: Option<Vec<String>>,
     /// Of a `GetFlightInfo` only: how many endpoints the answer should have, 1 to [`MAX_ENDPOINTS`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<u32>,
@@ -77,20 +82,29 @@ impl Ticket {
     /// A ticket for the whole of `key`.
     pub fn whole(key: &Key) -> Ticket {
         let (slice, key) = (BTreeMap::new(), key.to_string());
-        Ticket { v: VERSION, key, version: None, slice, part: None, kv_spec: None, exact: None, endpoints: None }
+        Ticket { v: VERSION, key, version: None, slice, part: None, kv_spec: None, exact: None, encoded: None, endpoints: None }
     }
 
     /// Reads a ticket: `ns/key`, or JSON (first byte `{`).
     pub fn parse(bytes: &[u8]) -> Result<(Key, Ticket), WireError> {
-        let (key, ticket) = Ticket::parse_command(bytes)?;
+        let (key, ticket) = Ticket::read(bytes)?;
         match ticket.endpoints {
             None => Ok((key, ticket)),
             Some(_) => Err(WireError::new(Code::BadRequest, "ticket: `endpoints` is for the command of get_flight_info")),
         }
     }
 
-    /// Reads the command of a `GetFlightInfo`: as a ticket, but it may ask for several endpoints.
+    /// Reads the command of a `GetFlightInfo`: as a ticket, but it may ask for several endpoints, and not for encoded chunks, which are not what the
+    /// answer's schema says.
     pub fn parse_command(bytes: &[u8]) -> Result<(Key, Ticket), WireError> {
+        let (key, ticket) = Ticket::read(bytes)?;
+        match ticket.encoded {
+            None => Ok((key, ticket)),
+            Some(_) => Err(WireError::new(Code::BadRequest, "command: `encoded` is for the ticket of a get")),
+        }
+    }
+
+    fn read(bytes: &[u8]) -> Result<(Key, Ticket), WireError> {
         if bytes.first() == Some(&b'{') {
             let ticket: Ticket = parse("ticket", bytes)?;
             ticket.kv_spec.as_deref().map_or(Ok(()), check_kv_spec)?;
@@ -217,6 +231,15 @@ mod tests {
         for bad in ["0", "65", "-1", "1.5", "\"2\""] {
             assert_eq!(Ticket::parse_command(&asked(bad)).unwrap_err().code, Code::BadRequest, "{bad}");
         }
+    }
+
+    #[test]
+    fn only_tickets_ask_for_encoded_chunks() {
+        let asked = br#"{"v":1,"key":"ns/k","encoded":["planes","zstd"]}"#;
+        assert_eq!(Ticket::parse(asked).unwrap().1.encoded, Some(vec!["planes".to_owned(), "zstd".to_owned()]));
+        assert!(Ticket::parse_command(asked).unwrap_err().message.contains("ticket of a get"));
+        let many = format!(r#"{{"v":1,"key":"ns/k","encoded":["a"{}]}}"#, r#","a""#.repeat(MAX_STAGES));
+        assert!(Ticket::parse(many.as_bytes()).unwrap_err().message.contains("at most 64"));
     }
 
     #[test]

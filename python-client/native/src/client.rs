@@ -73,7 +73,17 @@ impl Client {
         let end = end(timeout);
         let opened = py.detach(|| self.0.get(ticket, end)).map_err(|error| exception(&error, end))?;
         let (dtype, shape) = (opened.spec().dtype().to_string(), opened.spec().shape().to_vec());
-        Ok(Tensor { dtype, shape, end, rest: Mutex::new(Some(opened)) })
+        Ok(Tensor { dtype, shape, encoded: opened.is_encoded(), end, rest: Mutex::new(Some(opened)) })
+    }
+
+    /// Whether a tensor is likely to come sooner in encoded chunks.
+    fn prefers_encoded(&self) -> bool {
+        self.0.prefers_encoded()
+    }
+
+    /// Bytes a second of connections, and of decoders, as far as they were seen.
+    fn speeds(&self) -> (Option<f64>, Option<f64>) {
+        self.0.speeds()
     }
 
     /// Opens the keys that a ticket names.
@@ -84,19 +94,26 @@ impl Client {
         Ok(Many { end, rest: Mutex::new(Some(opened)) })
     }
 
-    /// Puts a buffer; the metadata describes it. Gives key, version, and whether it is new.
-    #[pyo3(signature = (key, metadata, data, timeout=None))]
+    /// Puts a buffer; the metadata describes it. With `encode`, in chunks that are encoded here with this codec; `kv_spec` is then the text of the kv spec
+    /// that the metadata names. Gives key, version, and whether it is new.
+    #[pyo3(signature = (key, metadata, data, timeout=None, encode=None, kv_spec=None))]
     fn put(
         &self,
         key: &str,
         metadata: HashMap<String, String>,
         data: &Bound<'_, PyAny>,
         timeout: Option<f64>,
+        encode: Option<&str>,
+        kv_spec: Option<&str>,
     ) -> PyResult<(String, u64, bool)> {
         let end = end(timeout);
         let mut buffer = Buffer::of(data, false)?;
         let bytes = buffer.bytes();
-        let answer = data.py().detach(move || self.0.put(key, metadata, bytes.get(), end));
+        let put = move || match encode {
+            None => self.0.put(key, metadata, bytes.get(), end),
+            Some(codec) => self.0.put_encoded(key, metadata, (codec, kv_spec), bytes.get(), end),
+        };
+        let answer = data.py().detach(put);
         let answer = answer.map_err(|error| exception(&error, end))?;
         Ok((answer.key, answer.version, answer.created))
     }
@@ -109,6 +126,9 @@ pub(crate) struct Tensor {
     dtype: String,
     #[pyo3(get)]
     shape: Vec<u64>,
+    /// Whether it comes in chunks that are decoded here.
+    #[pyo3(get)]
+    encoded: bool,
     end: Option<Instant>,
     rest: Mutex<Option<blocking::Tensor>>,
 }

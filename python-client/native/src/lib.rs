@@ -13,6 +13,7 @@ pyo3::create_exception!(sira_native, NativeError, pyo3::exceptions::PyException,
 fn sira_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("stages", sira_client::blocking::stages())?;
     module.add_class::<client::Client>()?;
     module.add_class::<client::Tensor>()?;
     module.add_class::<client::Many>()

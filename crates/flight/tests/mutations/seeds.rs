@@ -33,7 +33,10 @@ pub fn framed(data: &[u8]) -> Vec<u8> {
 /// Every seed.
 pub fn all() -> Vec<Seed> {
     let pyarrow = PYARROW.iter().map(|(name, bytes)| Seed { name, messages: unframed(bytes) });
-    pyarrow.chain(carriers()).chain([command(), several_batches(), chunks(), behind(), many(), many_parts()]).collect()
+    pyarrow
+        .chain(carriers())
+        .chain([command(), several_batches(), chunks(), behind(), many(), many_parts(), encoded(), encoded_pieces()])
+        .collect()
 }
 
 fn unframed(mut bytes: &[u8]) -> Vec<FlightData> {
@@ -135,6 +138,57 @@ fn chunks() -> Seed {
 fn behind() -> Seed {
     let schema = bytes(&[("sira.shape", "[1000]"), ("sira.consistency", "weak"), ("sira.ttl", "3600")]);
     Seed { name: "behind", messages: vec![first(&schema, path("ns/behind")), batch(1000, None, noise(1000))] }
+}
+
+/// Chunks of 40,000 bytes, the first and third of which are runs that LZ4 made small.
+fn lz4_chunks() -> Vec<Vec<u8>> {
+    // A literal, a match of it that goes on to the last 5 bytes, and these: LZ4's own block for a run.
+    let run = |byte: u8| {
+        let len = 40_000 - 1 - 5 - 4; // of the match, beyond the 4 bytes that every match has
+        let mut block = vec![0x1f, byte, 1, 0];
+        block.extend(vec![0xff; (len - 15) / 255]);
+        block.push(((len - 15) % 255) as u8);
+        block.extend([&[0x50][..], &[byte; 5]].concat());
+        block
+    };
+    vec![run(7), noise(40_000), run(9)]
+}
+
+const ENCODED: &str = r#"{"chunk_shape":[1,40000],"chains":["none","lz4"]}"#;
+
+/// A tensor whose chunks are encoded already.
+fn encoded() -> Seed {
+    let chunks = lz4_chunks();
+    let options = [("sira.shape", "[3,40000]"), ("sira.dtype", "uint8"), ("sira.encoded", ENCODED)];
+    let said = format!(
+        r#"{{"chunks":[{{"chain":1,"bytes":{}}},{{"chain":0,"bytes":40000}},{{"chain":1,"bytes":{}}}]}}"#,
+        chunks[0].len(),
+        chunks[2].len()
+    );
+    let body = chunks.concat();
+    let rows = body.len() as u64;
+    let messages = vec![first(&bytes(&options), path("ns/encoded")), batch(rows, None, body).with_app_metadata(said.into_bytes())];
+    Seed { name: "encoded", messages }
+}
+
+/// The same in a command, each chunk in a message, announced with its checksum or before its bytes.
+fn encoded_pieces() -> Seed {
+    let chunks = lz4_chunks();
+    let json =
+        format!(r#"{{"v":1,"key":"ns/pieces","shape":[3,40000],"dtype":"uint8","axes":["a","b"],"codec":"lz4","encoded":{ENCODED}}}"#);
+    let mut messages = vec![first(&bytes(&[]), FlightDescriptor::new_cmd(json))];
+    for (i, chunk) in chunks.into_iter().enumerate() {
+        let (chain, len) = (u8::from(i != 1), chunk.len());
+        let checksum = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&chunk));
+        let said = format!(r#"{{"chunks":[{{"chain":{chain},"bytes":{len},"checksum":"{checksum}"}}]}}"#).into_bytes();
+        if i == 2 {
+            messages.push(FlightData::new().with_app_metadata(said));
+            messages.push(batch(len as u64, None, chunk));
+        } else {
+            messages.push(batch(len as u64, None, chunk).with_app_metadata(said));
+        }
+    }
+    Seed { name: "encoded_pieces", messages }
 }
 
 const MANY: &str = r#"{"v":1,"put_many":true}"#;

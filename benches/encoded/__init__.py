@@ -1,0 +1,1 @@
+"""Sira with encoded chunks beside itself without."""
