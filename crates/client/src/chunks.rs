@@ -43,7 +43,7 @@ impl Cut {
     fn with_context<T>(&self, cell: u64, code: impl FnOnce(ChunkContext<'_>, usize) -> T) -> T {
         let region = self.grid.cell(cell);
         let (origin, shape): (Vec<u64>, Vec<u64>) = region.iter().map(|range| (range.start, range.end - range.start)).unzip();
-        let tensor = TensorContext { shape: self.spec.shape(), axes: self.spec.axes(), kv: self.kv.as_ref() };
+        let tensor = TensorContext { shape: self.spec.shape(), axes: self.spec.axes(), kv: self.kv.as_ref(), calibration: None };
         let context = ChunkContext { dtype: self.spec.dtype(), shape: &shape, origin: &origin, tensor };
         code(context, self.grid.region_bytes(&region) as usize)
     }
@@ -54,9 +54,9 @@ fn chain(text: &str) -> Result<Chain, ClientError> {
     let chain: Chain = text.parse().map_err(|error: sira_codec::CodecError| WireError::new(Code::UnknownCodec, error.to_string()))?;
     match chain.calibration() {
         None => Ok(chain),
-        // Where artefacts are fetched, once there are codecs that need one.
         Some(hash) => {
-            Err(WireError::new(Code::UnknownCodec, format!("codec {text} needs the calibration {hash}, which is not here")).into())
+            let reason = format!("codec {text} needs the calibration {hash}, which only servers have; put with codec= instead");
+            Err(WireError::new(Code::UnknownCodec, reason).into())
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::http2::{Connection, Messages, Pool, block};
 use crate::segments::Segments;
 use crate::{ClientError, ConnectOptions, line, message, same_host};
 
-/// Bytes of a tensor that is taken in.
+/// Bytes, and chunks, of the largest tensor that is taken in: what a server says a tensor has, its reader makes room for.
 const LARGEST: u64 = 64 << 10;
 
 /// Reads what a server answers to a get of one key: a schema, then a batch of `body`.
@@ -27,9 +27,6 @@ pub fn tensor(schema: &[u8], batch: Vec<u8>, body: Bytes) -> Result<Bytes, Clien
     let column = Column::of(&sira_wire::ipc::read_first(schema).map_err(ClientError::protocol)?)?;
     message::rows(&FlightData::new().with_data_header(batch).with_data_body(body), &column)
 }
-
-/// Bytes and chunks of the largest tensor that [`chunks`] reads: what a server says a tensor has, its reader makes room for.
-const LARGEST: u64 = 1 << 16;
 
 /// Reads what a server answers to a get of encoded chunks: a schema, then one message of `metadata` and `body`; gives how many bytes came of it.
 pub fn chunks(schema: &[u8], metadata: &[u8], body: &[u8]) -> Result<usize, ClientError> {

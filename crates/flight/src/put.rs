@@ -20,7 +20,6 @@ use tonic::body::Body;
 
 use crate::input::{Head, Input};
 use crate::ipc::{self, Announced, Batch};
-use crate::seats::Calls;
 use crate::status::{of_store, of_wire, outcome, refuse};
 use crate::{put_encoded, put_many};
 

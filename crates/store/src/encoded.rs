@@ -13,7 +13,7 @@ use sira_wire::encoded::{ChunkHead, Layout};
 use crate::StoreError;
 use crate::namespaces::count;
 use crate::read::{ChunkSource, Hold, overlap};
-use crate::sink::{WIDTH, origin_and_shape};
+use crate::sink::origin_and_shape;
 use crate::snapshot::{Place, Snapshot};
 
 /// Bytes of a message, two of which are on their way.
@@ -59,6 +59,9 @@ impl Snapshot {
         if !source.chains().iter().flat_map(|chain| chain.stages()).all(|stage| stages.iter().any(|known| known == stage)) {
             return Ok(None);
         }
+        if source.chains().iter().any(|chain| chain.calibration().is_some()) {
+            return Ok(None); // clients have no calibrations
+        }
         let (_, extents) = origin_and_shape(&wanted);
         let whole = extents == part.spec.shape();
         let spec = TensorSpec::new(part.spec.dtype(), extents)?
@@ -86,7 +89,8 @@ impl Snapshot {
             slice,
             kv_spec,
         };
-        let working = inner.reserve(stored.min(2 * MESSAGE + (WIDTH as u64 + 2) * largest)).await?;
+        let width = inner.coders.chunks_at_once();
+        let working = inner.reserve(stored.min(2 * MESSAGE + (width as u64 + 2) * largest)).await?;
         inner.looked_up(self.home(index), false);
         inner.counters.gets.fetch_add(1, Ordering::Relaxed);
         if let Some(namespace) = &place.namespace {
@@ -102,7 +106,7 @@ impl Snapshot {
                 Ok((EncodedChunk { cell, head, bytes }, raw))
             }
         });
-        let (chunks, hold) = (chunks.buffered(WIDTH).boxed(), Arc::new(Hold::new(self.pin(), working)));
+        let (chunks, hold) = (chunks.buffered(width).boxed(), Arc::new(Hold::new(self.pin(), working)));
         Ok(Some(EncodedReader { spec, layout, chunks, place, hold }))
     }
 }

@@ -151,8 +151,8 @@ impl ChunkSink {
     }
 
     /// Stores the bytes of one chunk, as they are.
-    pub async fn put(&self, name: &str, value: Bytes) -> Result<(), StoreError> {
-        put_chunk(&self.inner, &self.home, name, value, self.durability).await
+    pub async fn put(&self, cell: u64, value: Bytes) -> Result<(), StoreError> {
+        put_chunk(&self.inner, &self.home, &chunk_name(&self.write_id, self.part, cell), value, self.durability).await
     }
 
     /// The copy that the stored slabs make.

@@ -1,11 +1,11 @@
 //! A put of chunks that are encoded already: they are checked as far as that goes without decoding them all, and stored as they are.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use sira_backend::Durability;
-use sira_codec::{Chain, ChunkContext};
+use sira_codec::Chain;
 use sira_tensor::TensorSpec;
 use sira_tensor::grid::{Grid, SLAB_BYTES};
 use sira_wire::encoded::{ChunkHead, Encoding};
@@ -16,8 +16,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{Course, EARLY_BYTES, INLINE_BYTES, Writer};
 use crate::StoreError;
 use crate::client::{Inner, StorageClient, Tier, WriteOptions};
+use crate::coding::PartFacts;
 use crate::record::{Chunk, Part, PartCopy, chunk_name};
-use crate::sink::{ChunkSink, WIDTH, durability, origin_and_shape, put_chunk};
+use crate::sink::{ChunkSink, durability, origin_and_shape, put_chunk};
 
 /// A put of encoded chunks in progress, in the row-major order of their grid. Dropped before its commit, it leaves nothing behind.
 ///
@@ -45,6 +46,8 @@ struct Plan {
     inner: Arc<Inner>,
     home: Arc<Tier>,
     spec: TensorSpec,
+    /// What the codec is told of the tensor.
+    facts: Arc<PartFacts>,
     grid: Grid,
     chains: Vec<Chain>,
     write_id: String,
@@ -75,6 +78,7 @@ impl StorageClient {
             inner: writer.inner.clone(),
             home: writer.home.clone(),
             spec: writer.spec().clone(),
+            facts: writer.plans[0].facts.clone(),
             grid,
             chains,
             write_id: writer.write_id.clone(),
@@ -178,7 +182,7 @@ impl EncodedWriter {
         writer.promise = Some(inner.promise(&writer.namespace, &writer.key, &writer.home.name, writer.nbytes).await?);
         // One chunk comes while others are stored; one of them is decoded, through two stages at most at a time.
         let largest = grid.region_bytes(&grid.cell(0));
-        writer.working.absorb(inner.reserve((WIDTH as u64 + 3) * largest).await?);
+        writer.working.absorb(inner.reserve((inner.coders.chunks_at_once() as u64 + 3) * largest).await?);
         ChunkSink::announce(&inner, &writer.home, &writer.key, &writer.write_id)?;
         writer.course = Some(Course::Chunks);
         Ok(())
@@ -187,7 +191,7 @@ impl EncodedWriter {
     /// Hands a chunk on to be stored, when there is room for it.
     async fn chunk_full(&mut self) -> Result<(), StoreError> {
         let Some((head, bytes)) = self.current.take() else { return Ok(()) };
-        while self.storing.len() >= WIDTH {
+        while self.storing.len() >= self.plan.inner.coders.chunks_at_once() {
             self.wait_stored().await?;
         }
         let (plan, cell, bytes) = (self.plan.clone(), self.cell, Bytes::from(bytes));
@@ -269,8 +273,7 @@ impl Plan {
         if try_it && let Some(chain) = self.chains.get(head.chain as usize) {
             let region = self.grid.cell(cell);
             let (origin, shape) = origin_and_shape(&region);
-            let context = ChunkContext::new(self.spec.dtype(), &shape, &origin);
-            let decoded = chain.decode(bytes, self.grid.region_bytes(&region) as usize, context);
+            let decoded = chain.decode(bytes, self.grid.region_bytes(&region) as usize, self.facts.chunk(&shape, &origin));
             decoded.map_err(|error| bad(format!("it does not decode with {chain}: {error}")))?;
         }
         Ok(checksum)
@@ -283,6 +286,8 @@ impl Plan {
             chunk_shape: self.grid.chunk().to_vec(),
             chains: self.chains.iter().map(ToString::to_string).collect(),
             chunks,
+            // What was lost is known to the client that encoded them.
+            errors: BTreeMap::new(),
         }
     }
 }
