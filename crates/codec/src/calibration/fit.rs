@@ -1,7 +1,7 @@
 //! Learning a calibration from documents.
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side, get_global_parallelism};
+use faer::{Accum, Mat, MatMut, Par, Side, get_global_parallelism};
 
 use super::format::Content;
 use super::quantise::quantise;
@@ -28,7 +28,7 @@ pub struct FitOptions {
 
 impl Default for FitOptions {
     fn default() -> FitOptions {
-        FitOptions { finest_step: 0.007, max_width: 8192 }
+        FitOptions { finest_step: 0.0035, max_width: 8192 }
     }
 }
 

@@ -17,6 +17,8 @@ mod product;
 mod quantise;
 pub(crate) mod shapes;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 pub(crate) mod tiny;
 
 use std::ops::Range;

@@ -1,6 +1,7 @@
 //! A model of two layers whose covariances are known.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use sira_tensor::DType;
@@ -22,6 +23,8 @@ fn model() -> Model {
     Model { name: "tiny".into(), revision: "1".into(), layers: LAYERS as u32, heads: HEADS as u32, dim: DIM as u32, rope }
 }
 
+static CALIBRATION: LazyLock<Calibration> = LazyLock::new(|| tiny::calibration(model(), 0.001));
+
 /// A tensor `[layer, kv, token, head, dim]` and what is known of it.
 struct Cache {
     tokens: u64,
@@ -39,7 +42,7 @@ impl Cache {
             shape: [LAYERS as u64, 2, tokens, HEADS as u64, DIM as u64],
             axes: ["layer", "kv", "token", "head", "dim"].map(str::to_owned).to_vec(),
             facts: KvFacts { model: None, rope: Some(rope), part: "data".into(), fields: Vec::new() },
-            calibration: tiny::calibration(model(), 0.001),
+            calibration: CALIBRATION.clone(),
         }
     }
 
