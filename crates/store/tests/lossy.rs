@@ -142,7 +142,7 @@ async fn a_namespace_that_is_exact_takes_and_gives_nothing_else() {
     assert!(get(&store, "ns/lossy", Some(false)).await.unwrap() != raw);
     assert!(get(&store, "ns/exact", None).await.unwrap() == raw);
     let list = ["ns/lossy", "ns/exact", "other/k"];
-    let keys = sira_wire::many::KeyList::new(&list).unwrap();
+    let keys = sira_wire::many::KeyList::new(list).unwrap();
     assert_eq!(store.exists_many(&keys, None).await.unwrap(), [false, true, false]);
     assert_eq!((store.exists(&key("ns/lossy"), None).unwrap(), store.exists(&key("ns/exact"), None).unwrap()), (None, Some(1)));
     assert_eq!(code(put(&store, "ns/new", &raw, lossy(Consistency::Eventual)).await), Code::Unsupported);

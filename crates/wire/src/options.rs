@@ -9,8 +9,8 @@ use serde_json::Value;
 use sira_tensor::DType;
 use sira_tensor::shape::MAX_RANK;
 
-use crate::entry::is_false;
 use crate::encoded::Encoding;
+use crate::entry::is_false;
 use crate::key::shortened;
 use crate::limited::{List, option};
 use crate::request::{Versioned, parse, versioned};

@@ -99,8 +99,11 @@ fn small_tensors_and_those_without_a_codec_go_raw() {
     assert_eq!(unknown.code(), Some(Code::UnknownCodec));
 }
 
+/// Metadata and rows.
+type Message = (Vec<u8>, Vec<u8>);
+
 /// A whole answer of three chunks, of which the last is raw.
-fn good() -> (Schema, TensorSpec, Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>) {
+fn good() -> (Schema, TensorSpec, Vec<Message>, Vec<u8>) {
     let whole = spec(DType::UInt8, &[3, 2 << 20]);
     let mut data = bytes(4 << 20);
     data.extend((0..2u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ (i.wrapping_mul(40_503) >> 7) as u8));

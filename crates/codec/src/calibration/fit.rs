@@ -96,7 +96,7 @@ impl Fitter {
     /// Lengths that are not whole tokens or differ; numbers that are not finite.
     pub fn add(&mut self, keys: &[f32], values: &[f32]) -> Result<(), CodecError> {
         let token = self.model.layers as usize * self.model.heads as usize * self.model.dim as usize;
-        if keys.len() != values.len() || keys.len() % token != 0 {
+        if keys.len() != values.len() || !keys.len().is_multiple_of(token) {
             let reason = format!("{} and {} values of keys and values; both have {token} a token", keys.len(), values.len());
             return Err(CodecError::encode("calibration", reason));
         }

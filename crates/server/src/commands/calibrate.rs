@@ -41,7 +41,7 @@ struct Part {
 /// Where a cache's bytes come from.
 enum Source {
     File(TensorFile, Vec<Tensor>),
-    Server(Client, String),
+    Server(Box<Client>, String),
 }
 
 /// `sira calibrate`.
@@ -137,7 +137,7 @@ async fn of_server(client: &Client, prefix: &str) -> Result<Vec<(Cache, Source)>
             let facts = facts(&name, &spec, kv.as_ref());
             parts.push(Part { name, spec, facts });
         }
-        caches.push((Cache { name: entry.key.clone(), parts }, Source::Server(client.clone(), entry.key.clone())));
+        caches.push((Cache { name: entry.key.clone(), parts }, Source::Server(Box::new(client.clone()), entry.key.clone())));
     }
     Ok(caches)
 }
