@@ -36,7 +36,8 @@ def test_every_peer_of_the_repository_takes_part(tmp_path: Path) -> None:
     document = json.loads(figures.read_text())
     assert document["missing"] == {}
     assert set(document["peers"]) == PEERS
-    # One client with warm and with fresh memory, two clients with one kind of it, and puts and gets. What is mapped is only got.
+    # One client with warm and with fresh memory, two clients with one kind of it, and puts and gets. What is
+    # mapped is only got.
     assert len(document["cells"]) == (len(PEERS) - 1) * 6 + 3
     for cell in document["cells"]:
         assert "error" not in cell, cell

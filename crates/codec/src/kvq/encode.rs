@@ -64,11 +64,8 @@ pub(super) fn encode(options: &Options, layout: &Layout<'_>, exact: &Exact, inpu
     let tokens: usize = exact.others().iter().map(|run| run.len()).sum();
     let rotation = heads.iter().find_map(|head| layout.rotation(&head.matrix));
     let planes = planes(heads.iter().map(|head| &head.matrix));
-    let scale = Scale {
-        steps: steps(options, &heads, &planes),
-        means: means(tokens),
-        classes: if tokens < FEW_FOR_CLASSES { 2 } else { 1 },
-    };
+    let scale =
+        Scale { steps: steps(options, &heads, &planes), means: means(tokens), classes: if tokens < FEW_FOR_CLASSES { 2 } else { 1 } };
     let mut out = Vec::with_capacity(input.len() / 4);
     out.push(FORMAT);
     out.push(if rotation.is_some() { UNROTATED } else { 0 } | if scale.classes == 2 { COARSE } else { 0 } | scale.means << MEANS_SHIFT);
