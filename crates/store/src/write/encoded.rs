@@ -217,13 +217,14 @@ impl EncodedWriter {
 
     /// Makes the put visible, as [`Writer::commit`] does.
     pub async fn commit(mut self) -> Result<PutAnswer, StoreError> {
+        // What is wrong with a chunk says more than that others did not come.
+        while !self.storing.is_empty() {
+            self.wait_stored().await?;
+        }
         let cells = self.plan.grid.cells();
         if self.cell < cells {
             let came = self.cell;
             return Err(StoreError::Incomplete(format!("the tensor has {cells} chunks; {came} came. Nothing was stored")));
-        }
-        while !self.storing.is_empty() {
-            self.wait_stored().await?;
         }
         let Some(mut writer) = self.writer.take() else { return Err(StoreError::Internal("a put that is committed twice".into())) };
         if cells > 0 {
