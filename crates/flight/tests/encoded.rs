@@ -321,7 +321,7 @@ async fn what_is_wrong_with_a_put_is_said_and_leaves_nothing() {
         (TWO.into(), vec![(&checksum, &chunk[..])], "0123456789abcdef was announced"),
         (TWO.into(), vec![(good.as_str(), &other[..])], "SIRA_BAD_TENSOR: chunk 0: it does not decode with zstd"),
         (TWO.into(), vec![("{}", &bytes[..])], "SIRA_BAD_REQUEST: app_metadata of a put in chunks: missing field `chunks`"),
-        (TWO.into(), vec![(many.as_str(), &bytes[..])], "a list of more than 65536 items"),
+        (TWO.into(), vec![(many.as_str(), &bytes[..])], "at most 1048576 are read"),
         ("zstd".into(), vec![], "SIRA_BAD_REQUEST: sira.encoded"),
         (encoding("[65536]", r#"["zstd","lz4"]"#), vec![], "SIRA_BAD_REQUEST: 2 chains"),
         (encoding("[65536]", "[]"), vec![], "0 chains"),

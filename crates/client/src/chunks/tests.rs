@@ -137,7 +137,7 @@ fn a_stream_that_is_not_whole_or_out_of_order_is_an_error() {
         messages
     };
     fails(&said(&|chunks| chunks.segments[0].cell = 1), "chunk 1: it comes where another is due");
-    fails(&said(&|chunks| chunks.segments[0].offset = 8), "more bytes than it should");
+    fails(&said(&|chunks| chunks.segments[0].offset = 8), "SIRA_CORRUPT: chunk 0: it came with another checksum");
     fails(&said(&|chunks| chunks.segments[0].offset = u64::MAX), "more bytes than it should");
     let head = |change: fn(&mut ChunkHead)| said(&|chunks| chunks.segments[0].chunk.iter_mut().for_each(change));
     fails(&head(|head| head.chain = 2), "chain 2 of 2");
