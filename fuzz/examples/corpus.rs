@@ -27,6 +27,7 @@ fn golden(path: &str) -> Vec<u8> {
 }
 
 fn main() {
+    write("calibration", "golden", &golden("crates/codec/golden/kvtc.calib"));
     streams();
     requests();
     chunks();
