@@ -6,8 +6,8 @@
 /// Values of a row that are worked on at a time; rows are padded to a multiple of it.
 pub(super) const BLOCK: usize = 64;
 
-/// Pairs of rows whose part of a block stays in the nearest cache: 32 KiB of them, as interleaved pairs of `i16`.
-const PAIRS: usize = 128;
+/// Pairs of rows whose part of a block stays in the nearest cache: 16 KiB of them, as interleaved pairs of `i16`.
+const PAIRS: usize = 64;
 
 /// Part of two rows, entries of the first and the second by turns.
 type Pair = [i16; 2 * BLOCK];
