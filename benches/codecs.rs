@@ -11,12 +11,13 @@ const CHUNK: usize = 1 << 20;
 
 fn codecs(c: &mut Criterion) {
     let raw = sira_benches::kv_cache(CHUNK).unwrap_or_else(|e| panic!("the sample: {e}"));
-    let shape = [CHUNK as u64 / 2];
-    let context = ChunkContext::new(DType::BFloat16, &shape, &[0]);
+    // Layers of K and V, tokens, heads, dimensions; the last layer is cut short.
+    let shape = [(CHUNK as u64 / 2).div_ceil(80 * 3 * 64), 80, 3, 64];
+    let context = ChunkContext::new(DType::BFloat16, &shape, &[0; 4]);
     let mut group = c.benchmark_group("chunk of 1 MiB");
     group.throughput(Throughput::Bytes(CHUNK as u64));
     group.bench_function("copy", |b| b.iter(|| std::hint::black_box(raw.clone())));
-    for text in ["planes", "planes+zstd", "zstd", "lz4", "gzip:1"] {
+    for text in ["planes", "planes+zstd", "float-rans", "float-nibble", "zstd", "lz4", "gzip:1"] {
         let Ok(chain) = text.parse::<Chain>() else { continue };
         let Ok(Encoded::Bytes(stored)) = chain.encode(&raw, context) else { continue };
         println!("{text}: {:.3}x smaller", CHUNK as f64 / stored.len() as f64);

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use prost::Message;
 use sira::formats::{npy, safetensors};
-use sira_codec::{Chain, ChunkContext, Encoded};
+use sira_codec::{Chain, ChunkContext, Encoded, KvFacts, TensorContext};
 use sira_fuzz::seeds;
+use sira_tensor::kv::Rope;
 use sira_tensor::{DType, TensorSpec};
 
 /// Bytes of the largest seed of put streams: small ones are changed more often.
@@ -128,6 +129,24 @@ fn chunks() {
         };
         let [low, high] = (raw.len() as u16).to_le_bytes();
         write("chunk", text, &[text.as_bytes(), &[0, DType::BFloat16 as u8, low, high], &stored].concat());
+    }
+    // As the target has them: 15 tokens.
+    let axes = ["layer", "kv", "token", "head", "dim"].map(str::to_owned);
+    let rope = Rope { theta: 10_000.0, dim: 8, style: Default::default(), first_position: 0, scaling: Default::default() };
+    let facts = KvFacts { model: None, rope: Some(rope), part: "data".into(), fields: Vec::new() };
+    let shape = [2, 2, 15, 1, 8];
+    let tensor = TensorContext { shape: &shape, axes: &axes, kv: Some(&facts), ..TensorContext::default() };
+    let context = ChunkContext { dtype: DType::Float16, shape: &shape, origin: &[0; 5], tensor };
+    let raw: Vec<u8> = (0..480u16).flat_map(|i| (0x3c00 + i * 7 % 1000).to_le_bytes()).collect();
+    for text in ["int8", "int4", "fp8", "kvq"] {
+        let Encoded::Bytes(stored) = text.parse::<Chain>().unwrap().encode(&raw, context).unwrap() else { continue };
+        let [low, high] = (raw.len() as u16).to_le_bytes();
+        write("chunk", text, &[text.as_bytes(), &[0, DType::Float16 as u8, low, high], &stored].concat());
+    }
+    for (text, dtype) in [("float-rans", DType::BFloat16), ("float-rans", DType::Float8E4M3Fn), ("float-nibble", DType::Float16)] {
+        let stored = golden(&format!("crates/codec/golden/{text}-{dtype}.bin"));
+        let [low, high] = ((2 * 24 * 64 + 5) * dtype.bits() as u16 / 8 + 1).to_le_bytes();
+        write("chunk", &format!("{text}_{dtype}"), &[text.as_bytes(), &[0, dtype as u8, low, high], &stored].concat());
     }
 }
 

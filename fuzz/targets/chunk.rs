@@ -1,10 +1,12 @@
-//! Chunks, as a backend gives them back: the text of a chain up to the first zero byte, a dtype, a length of two bytes, what was stored.
+//! Chunks, as a backend gives them back: the text of a chain up to the first zero byte, a dtype, a length of two bytes, what was stored. They
+//! are decoded as chunks of which nothing is known, and as those of a KV cache where they can be one.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sira_codec::{Chain, ChunkContext};
+use sira_codec::{Chain, ChunkContext, KvFacts, TensorContext};
 use sira_tensor::DType;
+use sira_tensor::kv::Rope;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some(end) = bytes.iter().position(|byte| *byte == 0) else { return };
@@ -15,6 +17,16 @@ fuzz_target!(|bytes: &[u8]| {
     sira_fuzz::bounded(bytes.len() + len, || {
         let Ok(chain) = text.parse::<Chain>() else { return };
         let context = ChunkContext::new(dtype, &[len as u64], &[0]);
+        if let Ok(raw) = chain.decode(stored, len, context) {
+            assert_eq!(raw.len(), len);
+        }
+        // Two layers of keys and values, heads of eight dimensions, as many tokens as there are.
+        let shape = [2, 2, (len * 8 / dtype.bits() as usize / 32) as u64, 1, 8];
+        let axes = ["layer", "kv", "token", "head", "dim"].map(str::to_owned);
+        let rope = Rope { theta: 10_000.0, dim: 8, style: Default::default(), first_position: 0, scaling: Default::default() };
+        let facts = KvFacts { model: None, rope: Some(rope), part: "data".into(), fields: Vec::new() };
+        let tensor = TensorContext { shape: &shape, axes: &axes, kv: Some(&facts), ..TensorContext::default() };
+        let context = ChunkContext { dtype, shape: &shape, origin: &[0; 5], tensor };
         if let Ok(raw) = chain.decode(stored, len, context) {
             assert_eq!(raw.len(), len);
         }

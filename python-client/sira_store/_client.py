@@ -142,6 +142,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         if_: Literal["absent"] | int | None = None,
         attributes: Mapping[str, str] | Mapping[str, Mapping[str, str]] | None = None,
         spec: KvSpec | str | None = None,
+        derived_from_lossy: bool | None = None,
         encode: str | None = None,
     ) -> PutResult:
         """Stores a numpy array or a torch tensor under `key` (`namespace/key`), replacing what is there; or
@@ -157,8 +158,12 @@ class Client(Lookups, Puts, Gets, SameHost):
         be. spec: a kv spec that it follows, or the hash of a registered one; InvalidError where it does not.
         encode: a codec (`planes+zstd`) with which the array is encoded here, by the extension, so that less
         goes over the network and the server stores it as it comes; not of several parts.
+        derived_from_lossy: it was computed from what a lossy codec gave back, so that no get that wants exact
+        bytes finds it.
         """
-        item = Item(array, axes, codec, ttl, consistency, if_, attributes)
+        item = Item(
+            array, axes, codec, ttl, consistency, if_, attributes, derived_from_lossy=derived_from_lossy
+        )
         if encode is not None:
             return self._with_spec(spec, lambda hash: self._put_encoded(key, item, hash, spec, encode))
         put = self._put_parts if isinstance(array, Mapping) else self._put_one
@@ -191,6 +196,7 @@ class Client(Lookups, Puts, Gets, SameHost):
             if_=item.if_,
             attributes=attributes,
             kv_spec=kv_spec,
+            derived_from_lossy=item.derived_from_lossy,
         )
 
     def _put_one(self, key: str, item: Item, kv_spec: str | None) -> PutResult:
@@ -444,6 +450,7 @@ class Client(Lookups, Puts, Gets, SameHost):
         if_: Literal["absent"] | int | None = None,
         attributes: Mapping[str, str] | None = None,
         spec: KvSpec | str | None = None,
+        derived_from_lossy: bool | None = None,
     ) -> Created:
         """A tensor to be filled in place: where the client is connected to the server's Unix socket, `array`
         of what is returned is memory that becomes the server's at the commit, without a copy. Elsewhere the
@@ -460,6 +467,7 @@ class Client(Lookups, Puts, Gets, SameHost):
             "consistency": consistency,
             "if_": if_,
             "attributes": attributes,
+            "derived_from_lossy": derived_from_lossy,
         }
 
         def make(hash: str | None) -> Created | None:

@@ -56,6 +56,14 @@ class UnknownKvSpecError(SiraError, KeyError):
     """No such kv spec is registered."""
 
 
+class UnknownCalibrationError(SiraError, KeyError):
+    """A codec names a calibration artefact that the server does not have."""
+
+
+class InUseError(SiraError):
+    """A calibration artefact that records or policies need is not deleted."""
+
+
 class ReadOnlyError(SiraError, PermissionError):
     """The namespace is read-only. `errno` is EROFS."""
 
@@ -107,6 +115,8 @@ _BY_CODE: dict[str, type[SiraError]] = {
     "SIRA_STALE": StaleVersionError,
     "SIRA_HAS_PARTS": HasPartsError,
     "SIRA_UNKNOWN_KV_SPEC": UnknownKvSpecError,
+    "SIRA_UNKNOWN_CALIBRATION": UnknownCalibrationError,
+    "SIRA_IN_USE": InUseError,
     "SIRA_READ_ONLY": ReadOnlyError,
     "SIRA_OUT_OF_SPACE": OutOfSpaceError,
     "SIRA_BUSY": UnavailableError,

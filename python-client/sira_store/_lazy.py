@@ -155,6 +155,8 @@ def _of_part(info: TensorInfo, name: str | None) -> TensorInfo:
                 nbytes=part.nbytes,
                 stored_bytes=part.stored_bytes,
                 codec=part.codec,
+                lossy=part.lossy,
+                relative_rmse=part.relative_rmse,
                 attributes=part.attributes,
                 parts=(),
             )

@@ -57,6 +57,8 @@ class Item:
     """Texts to keep with it; of parts, by their names."""
     spec: KvSpec | str | None = None
     """The kv spec that it follows, or its hash."""
+    derived_from_lossy: bool | None = None
+    """Whether it was computed from what a lossy codec gave back."""
 
     def of_one(self) -> tuple[Sequence[str] | None, str | None, Any]:
         """Axes, codec and attributes of a tensor that has no parts."""
@@ -100,6 +102,8 @@ def announce(key: str, item: Item, kv_spec: str | None) -> tuple[bytes, list[Byt
         said["if"] = _wire.condition(item.if_)
     if kv_spec is not None:
         said["kv_spec"] = kv_spec
+    if item.derived_from_lossy:
+        said["derived_from_lossy"] = True
     try:
         text = _wire.dumps(said)
     except (TypeError, ValueError) as error:
@@ -232,6 +236,7 @@ class Puts(Namespaces):
         consistency: Literal["strong", "eventual", "weak"] | None = None,
         if_: Literal["absent"] | int | None = None,
         spec: KvSpec | str | None = None,
+        derived_from_lossy: bool | None = None,
     ) -> list[PutResult | SiraError]:
         """Stores many tensors as one stream (65,536 keys each); gives for each what was done, or the error.
 
@@ -244,7 +249,16 @@ class Puts(Namespaces):
         twice the later one counts. Raises only where the stream as a whole fails: keys sent before may have
         been committed then.
         """
-        defaults = Item((), axes=axes, codec=codec, ttl=ttl, consistency=consistency, if_=if_, spec=spec)
+        defaults = Item(
+            (),
+            axes=axes,
+            codec=codec,
+            ttl=ttl,
+            consistency=consistency,
+            if_=if_,
+            spec=spec,
+            derived_from_lossy=derived_from_lossy,
+        )
         results = self._put_all(iter(items.items() if isinstance(items, Mapping) else items), defaults)
         lost = [at for at, result in enumerate(results) if isinstance(result, UnknownKvSpecError)]
         if lost:

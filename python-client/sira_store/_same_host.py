@@ -177,6 +177,7 @@ def command(
     if_: Literal["absent"] | int | None,
     attributes: Mapping[str, str] | None,
     kv_spec: str | None,
+    derived_from_lossy: bool | None,
 ) -> dict[str, Any]:
     """The command of a put."""
     fields = _wire.given(
@@ -185,6 +186,7 @@ def command(
         ttl=None if ttl is None else _wire.seconds(ttl),
         consistency=consistency,
         kv_spec=kv_spec,
+        derived_from_lossy=derived_from_lossy or None,
         attributes=None if attributes is None else dict(attributes),
     )
     if if_ is not None:

@@ -92,6 +92,10 @@ class PartInfo:
     """Bytes it takes where it is kept."""
     codec: str
     attributes: Mapping[str, str] = field(default_factory=dict)
+    lossy: bool = False
+    """Whether a get gives what a lossy codec made of it."""
+    relative_rmse: Mapping[str, float] = field(default_factory=dict)
+    """Of a lossy copy: as in `TensorInfo`."""
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> PartInfo:
@@ -106,6 +110,8 @@ class PartInfo:
             stored_bytes=entry["stored_bytes"],
             codec=entry["codec"],
             attributes=dict(entry.get("attributes") or {}),
+            lossy=entry.get("lossy", False),
+            relative_rmse=dict(entry.get("relative_rmse") or {}),
         )
 
 
@@ -142,6 +148,13 @@ class TensorInfo:
     """Hash of the kv spec that it follows."""
     parts: tuple[PartInfo, ...] = ()
     """Of a key that has several."""
+    lossy: bool = False
+    """Whether a get gives what a lossy codec made of it."""
+    relative_rmse: Mapping[str, float] = field(default_factory=dict)
+    """Of a lossy copy, as it was measured when it was made: the root of the mean square of the errors for
+    that of the values, of `all`, and of `k` and `v` where they are known."""
+    derived_from_lossy: bool = False
+    """Whether its writer said that it was computed from what a lossy codec gave back."""
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> TensorInfo:
@@ -165,4 +178,7 @@ class TensorInfo:
             attributes=dict(entry.get("attributes") or {}),
             kv_spec=entry.get("kv_spec"),
             parts=tuple(PartInfo.from_json(part) for part in entry.get("parts") or ()),
+            lossy=entry.get("lossy", False),
+            relative_rmse=dict(entry.get("relative_rmse") or {}),
+            derived_from_lossy=entry.get("derived_from_lossy", False),
         )

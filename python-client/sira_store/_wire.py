@@ -180,6 +180,7 @@ def schema(
     if_: str | int | None,
     attributes: Mapping[str, str] | None,
     kv_spec: str | None = None,
+    derived_from_lossy: bool | None = None,
 ) -> pa.Schema:
     """A put's schema. The column is plain bytes, which carry any element type, and the shape is always said,
     so that a stream that breaks off commits nothing."""
@@ -196,6 +197,8 @@ def schema(
         metadata["sira.if"] = condition(if_)
     if kv_spec is not None:
         metadata["sira.kv_spec"] = kv_spec
+    if derived_from_lossy:
+        metadata["sira.derived_from_lossy"] = "true"
     for name, text in (attributes or {}).items():
         metadata[f"sira.attr.{name}"] = text
     return BYTES.with_metadata(metadata)

@@ -22,9 +22,9 @@ const LARGEST: u64 = 1 << 16;
 pub fn chunks(schema: &[u8], metadata: &[u8], body: &[u8]) -> Result<usize, ClientError> {
     let schema = sira_wire::ipc::read_first(schema).map_err(ClientError::protocol)?;
     let (spec, _) = crate::get::carried_by(&schema)?;
-    match crate::chunks::Chunked::read(&schema, &spec)? {
-        Some(chunked) if chunked.nbytes() <= LARGEST => {}
-        _ => return Ok(0),
+    let Some(layout) = crate::chunks::layout(&schema)? else { return Ok(0) };
+    if crate::chunks::Chunked::read(&schema, &spec, layout, None)?.nbytes() > LARGEST {
+        return Ok(0);
     }
     Ok(crate::chunks::read(&schema, &spec, &[(metadata, body)])?.map_or(0, |bytes| bytes.len()))
 }

@@ -32,6 +32,8 @@ pub struct PutEntry {
     pub condition: Option<Condition>,
     /// Hash of the registered kv spec that the key follows.
     pub kv_spec: Option<String>,
+    /// Whether it was computed from what a lossy codec gave back: then it is not exact, however it is kept.
+    pub derived_from_lossy: bool,
 }
 
 /// One part of a key, with its bytes.
@@ -71,6 +73,7 @@ impl PutEntry {
             consistency: self.consistency,
             condition: self.condition.map(|condition| condition.to_string()),
             kv_spec: self.kv_spec.clone(),
+            derived_from_lossy: self.derived_from_lossy,
         };
         item.specs()?;
         item.condition()?;

@@ -50,6 +50,7 @@ impl Client {
             consistency: options.consistency,
             condition: options.condition,
             kv_spec: options.kv_spec,
+            derived_from_lossy: options.derived_from_lossy,
         };
         let result = self.put_many(stream::iter([entry])).await?.pop();
         Ok(result.ok_or_else(|| ClientError::protocol("a put without a result"))??)
@@ -110,6 +111,7 @@ fn announced(key: &str, parts: Vec<(String, TensorSpec, Option<String>)>, option
         consistency: options.consistency,
         condition: options.condition.map(|condition| condition.to_string()),
         kv_spec: options.kv_spec,
+        derived_from_lossy: options.derived_from_lossy,
     };
     item.specs()?;
     item.condition()?;

@@ -9,23 +9,39 @@ use std::sync::Arc;
 
 use sira_tensor::{TensorSpec, grid};
 
+use crate::float::Float;
 use crate::gzip::Gzip;
+use crate::kvq;
+use crate::kvtc;
 use crate::lz4::Lz4;
 use crate::planes::Planes;
+use crate::quant::{self, Fp8};
 use crate::zstd::Zstd;
-use crate::{ChunkContext, Codec, CodecError};
+use crate::{ChunkContext, Codec, CodecError, StageInfo};
 
 /// Every stage there is. A new codec is a module and a row here.
-const STAGES: [Registration; 4] = [
+const STAGES: [Registration; 11] = [
     Registration { name: "planes", takes: Takes::Nothing(|| Box::new(Planes)) },
     Registration { name: "lz4", takes: Takes::Nothing(|| Box::new(Lz4)) },
+    Registration { name: "float-nibble", takes: Takes::Nothing(|| Box::new(Float::Nibble)) },
+    Registration { name: "float-rans", takes: Takes::Nothing(|| Box::new(Float::Rans)) },
     // After planes level 1 is both smaller and faster than 3 on bf16: what matches 3 finds are not worth their cost.
     Registration {
         name: "zstd",
         takes: Takes::Level(Levels { all: 1..=22, alone: 3, after_another: 1 }, |level| Box::new(Zstd { level })),
     },
     Registration { name: "gzip", takes: Takes::Level(Levels { all: 1..=9, alone: 6, after_another: 6 }, |level| Box::new(Gzip { level })) },
+    Registration { name: "int8", takes: Takes::Arguments { form: quant::FORM, build: quant::build_int8 } },
+    Registration { name: "int4", takes: Takes::Arguments { form: quant::FORM, build: quant::build_int4 } },
+    Registration { name: "fp8", takes: Takes::Nothing(|| Box::new(Fp8)) },
+    Registration { name: "kvq", takes: Takes::Arguments { form: kvq::FORM, build: kvq::build } },
+    Registration { name: "kvtc", takes: Takes::Arguments { form: kvtc::FORM, build: kvtc::build } },
 ];
+
+/// Every registered stage, with what is to be known to choose one.
+pub fn stages() -> impl Iterator<Item = StageInfo> {
+    STAGES.iter().map(|stage| StageInfo::new(stage.name, stage.form(), stage.lossless()))
+}
 
 struct Registration {
     name: &'static str,
@@ -98,18 +114,9 @@ impl Chain {
         Chain { text: Chain::NONE.into(), stages: Arc::new([]) }
     }
 
-    /// The registered stages and what they take: `none, planes, lz4, zstd:1-22, gzip:1-9`.
+    /// The registered stages and what they take: `none, planes, lz4, zstd:1-22, gzip:1-9, ...`.
     pub fn known() -> String {
-        STAGES.iter().fold(Chain::NONE.to_owned(), |mut text, stage| {
-            text.push_str(", ");
-            text.push_str(stage.name);
-            match &stage.takes {
-                Takes::Nothing(_) => {}
-                Takes::Level(Levels { all, .. }, _) => text.push_str(&format!(":{}-{}", all.start(), all.end())),
-                Takes::Arguments { form, .. } => text.push_str(form),
-            }
-            text
-        })
+        STAGES.iter().fold(Chain::NONE.to_owned(), |text, stage| text + ", " + stage.name + &stage.form())
     }
 
     /// The canonical text.
@@ -130,11 +137,6 @@ impl Chain {
     /// The names of its stages, in order; none of a chain without.
     pub fn stages(&self) -> impl Iterator<Item = &'static str> {
         self.stages.iter().map(|stage| stage.name())
-    }
-
-    /// The names of all registered stages.
-    pub fn known_stages() -> impl Iterator<Item = &'static str> {
-        STAGES.iter().map(|stage| stage.name)
     }
 
     /// Hash of the calibration that the chain needs to encode and decode, if it needs one.
@@ -182,6 +184,19 @@ impl Chain {
         }
         Ok(bytes.into_owned())
     }
+
+    /// [`Chain::decode`] to memory that the caller has: as many bytes as the chunk has, all of `out`.
+    pub fn decode_into(&self, stored: &[u8], out: &mut [u8], context: ChunkContext<'_>) -> Result<(), CodecError> {
+        if let [stage] = &*self.stages
+            && stage.encoded_len(out.len()).is_none()
+        {
+            return stage.decode_into(stored, out, context);
+        }
+        let decoded = self.decode(stored, out.len(), context)?;
+        CodecError::check_len("chain", out.len(), decoded.len())?;
+        out.copy_from_slice(&decoded);
+        Ok(())
+    }
 }
 
 impl FromStr for Chain {
@@ -222,6 +237,20 @@ impl FromStr for Chain {
 const COMPRESSOR_NOT_LAST: &str = "only the last stage may compress";
 
 impl Registration {
+    /// Whether every bit comes back. A stage that cannot be built without arguments is a lossy one.
+    fn lossless(&self) -> bool {
+        self.build("", true).is_ok_and(|built| built.codec.lossless())
+    }
+
+    /// What may follow the name.
+    fn form(&self) -> String {
+        match &self.takes {
+            Takes::Nothing(_) => String::new(),
+            Takes::Level(Levels { all, .. }, _) => format!(":{}-{}", all.start(), all.end()),
+            Takes::Arguments { form, .. } => (*form).to_owned(),
+        }
+    }
+
     /// The stage with `arguments`, which begin with a colon or an at sign where there are any; `alone`: whether it is the first.
     fn build(&self, arguments: &str, alone: bool) -> Result<Built, CodecError> {
         let bad = |found: &str, expected| CodecError::BadLevel { codec: self.name, expected, found: cut(found) };
@@ -309,7 +338,8 @@ mod tests {
         std::thread::scope(|scope| {
             for stage in &STAGES {
                 scope.spawn(|| {
-                    let codec = stage.build("", true).unwrap().codec;
+                    // One that needs a calibration has tests of its own.
+                    let Ok(Built { codec, .. }) = stage.build("", true) else { return assert_eq!(stage.name, "kvtc") };
                     assert_eq!(codec.name(), stage.name);
                     conformance::check(&*codec);
                 });
@@ -338,7 +368,7 @@ mod tests {
             assert_eq!(chain.to_string().parse(), Ok(chain.clone()));
             assert_eq!(chain.is_none(), text == "none");
             assert!(chain.stages().eq(text.split('+').map(|stage| stage.split(':').next().unwrap()).filter(|name| *name != "none")));
-            assert!(chain.stages().all(|stage| Chain::known_stages().any(|known| known == stage)));
+            assert!(chain.stages().all(|name| stages().any(|stage| stage.name == name)));
             assert!(chain.lossless());
         }
     }
@@ -346,9 +376,6 @@ mod tests {
     #[test]
     fn errors_say_what_would_have_been_right() {
         for (text, message) in [
-            ("", r#"unknown codec ""; known: none, planes, lz4, zstd:1-22, gzip:1-9"#),
-            ("snappy", r#"unknown codec "snappy"; known: none, planes, lz4, zstd:1-22, gzip:1-9"#),
-            ("planes+ zstd", r#"unknown codec " zstd"; known: none, planes, lz4, zstd:1-22, gzip:1-9"#),
             ("none+zstd", r#"codec chain "none+zstd": `none` stands alone, without a level"#),
             ("zstd+planes", r#"codec chain "zstd+planes": only the last stage may compress"#),
             ("planes+planes+planes+planes+lz4", r#"codec chain "planes+planes+planes+planes+lz4": more than 4 stages"#),
@@ -359,6 +386,50 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Chain>().unwrap_err().to_string(), message);
         }
+        for text in ["", "snappy", "planes+ zstd"] {
+            let message = text.parse::<Chain>().unwrap_err().to_string();
+            let name = text.trim_start_matches("planes+");
+            assert_eq!(message, format!("unknown codec {name:?}; known: {}", Chain::known()));
+        }
+        assert!(Chain::known().starts_with("none, planes, lz4, ") && Chain::known().contains(", zstd:1-22, gzip:1-9, "));
+    }
+
+    #[test]
+    fn lossy_stages_have_one_canonical_form_too() {
+        for (text, canonical) in [
+            ("int8", "int8"),
+            ("int8:group=64", "int8"),
+            ("int4:group=128", "int4:group=128"),
+            ("fp8", "fp8"),
+            ("kvq", "kvq"),
+            ("kvq:standard:window=0", "kvq"),
+            ("kvq:window=64:step=0.50:sinks=4", "kvq:step=0.5:window=64"),
+        ] {
+            let chain: Chain = text.parse().unwrap();
+            assert_eq!(chain.as_str(), canonical);
+            assert_eq!(chain.to_string().parse(), Ok(chain.clone()));
+            assert!(!chain.lossless());
+        }
+        let hash = "0".repeat(64);
+        for text in ["int8:group=4", "int8:8", "int4:group=32:group=32", "fp8:1", "kvq:best", "kvq:step=0", &format!("int8@{hash}")] {
+            let error = text.parse::<Chain>().unwrap_err();
+            assert!(matches!(error, CodecError::BadLevel { .. }), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_stage_is_listed_with_what_it_does() {
+        let names: Vec<_> = STAGES.iter().map(|stage| stage.name).collect();
+        assert_eq!(stages().map(|stage| stage.name).collect::<Vec<_>>(), names);
+        for stage in stages() {
+            assert!(!stage.about.is_empty(), "{}", stage.name);
+            assert!(!(stage.lossless && stage.experimental));
+            for preset in &stage.presets {
+                assert!(format!("{}:{preset}", stage.name).parse::<Chain>().is_ok());
+            }
+        }
+        let lossy: Vec<_> = stages().filter(|stage| !stage.lossless).map(|stage| stage.name).collect();
+        assert_eq!(lossy[..4], ["int8", "int4", "fp8", "kvq"]);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! ```
 #![allow(clippy::panic, reason = "a test suite: a panic is how it says what failed")]
 
+mod kv;
+
 use sira_tensor::DType;
 
 use crate::{Chain, ChunkContext, Codec, CodecError, Encoded};
@@ -84,11 +86,13 @@ fn suite(name: &str, codec: &dyn Codec) {
         }
         round_trip(name, codec, dtype, "bf16 values", &noise.bf16(1 << 20));
         for (content, input) in contents(3001, &mut noise) {
-            corruption(name, codec, dtype, content, &input, &mut noise);
+            let shape = [elements(dtype, &input)];
+            corruption(name, codec, flat(dtype, &shape), content, &input, &mut noise);
         }
     }
+    kv::suite(name, codec, &mut noise);
     let bomb = vec![0; 8 << 20];
-    wrong_lengths(name, codec, DType::UInt8, "zeros", &bomb);
+    wrong_lengths(name, codec, flat(DType::UInt8, &[bomb.len() as u64]), "zeros", &bomb);
 }
 
 fn round_trip(name: &str, codec: &dyn Codec, dtype: DType, content: &str, input: &[u8]) {
@@ -120,9 +124,8 @@ fn round_trip(name: &str, codec: &dyn Codec, dtype: DType, content: &str, input:
 }
 
 /// Bytes that no encoder wrote: an error, or wrong bytes of the right length; the store's checksums tell those.
-fn corruption(name: &str, codec: &dyn Codec, dtype: DType, content: &str, input: &[u8], noise: &mut Noise) {
-    let shape = [elements(dtype, input)];
-    let context = flat(dtype, &shape);
+fn corruption(name: &str, codec: &dyn Codec, context: ChunkContext<'_>, content: &str, input: &[u8], noise: &mut Noise) {
+    let dtype = context.dtype;
     let Ok(encoded) = codec.encode(input, context) else { return };
     let case = |damage: String| format!("{name}, {dtype}, {} bytes of {content}, {damage}", input.len());
     let step = (encoded.len() / 100).max(1);
@@ -144,15 +147,13 @@ fn corruption(name: &str, codec: &dyn Codec, dtype: DType, content: &str, input:
     }
     let longer = [&encoded[..], &encoded[..]].concat();
     decode_bounded(codec, &longer, input.len(), context, || case("twice over".to_owned()));
-    wrong_lengths(name, codec, dtype, content, input);
+    wrong_lengths(name, codec, context, content, input);
 }
 
 /// Sound bytes under a wrong length.
-fn wrong_lengths(name: &str, codec: &dyn Codec, dtype: DType, content: &str, input: &[u8]) {
-    let shape = [elements(dtype, input)];
-    let context = flat(dtype, &shape);
+fn wrong_lengths(name: &str, codec: &dyn Codec, context: ChunkContext<'_>, content: &str, input: &[u8]) {
     let Ok(encoded) = codec.encode(input, context) else { return };
-    let len = input.len();
+    let (len, dtype) = (input.len(), context.dtype);
     for wrong in [0, 1, len / 2, len.saturating_sub(1), len + 1, len * 2 + 7] {
         let case = || format!("{name}, {dtype}, {len} bytes of {content} decoded as {wrong}");
         decode_bounded(codec, &encoded, wrong, context, case);

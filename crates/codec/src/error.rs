@@ -29,6 +29,14 @@ pub enum CodecError {
         /// The level as given, cut to 64 characters.
         found: String,
     },
+    /// A stage was not given the calibration that it was named with.
+    #[error("codec {codec} needs the calibration {hash}, which is not here")]
+    NoCalibration {
+        /// The stage.
+        codec: &'static str,
+        /// SHA-256 of the calibration.
+        hash: String,
+    },
     /// Stored bytes that no encoder wrote, or that belong to another chunk.
     #[error("corrupt {codec} data: expected {expected}, found {found}")]
     Corrupt {

@@ -3,18 +3,29 @@
 //! A chunk is encoded by a [`Chain`], named by its text (`planes+zstd`), which is written beside the chunk; any reader
 //! decodes from that text alone, without configuration. Nothing here does I/O.
 
+pub mod calibration;
 mod chain;
 pub mod conformance;
 mod error;
+mod float;
 mod gzip;
 mod kv;
+mod kvq;
+mod kvtc;
 mod lz4;
 mod planes;
+mod quality;
+mod quant;
+mod rans;
+mod stages;
 mod zstd;
 
-pub use chain::{Chain, Encoded};
+pub use calibration::Calibration;
+pub use chain::{Chain, Encoded, stages};
 pub use error::CodecError;
 pub use kv::KvFacts;
+pub use quality::Quality;
+pub use stages::StageInfo;
 
 use sira_tensor::{DType, TensorSpec};
 
@@ -40,12 +51,14 @@ pub struct TensorContext<'a> {
     pub axes: &'a [String],
     /// What is known of it as a part of a KV cache.
     pub kv: Option<&'a KvFacts>,
+    /// The calibration that the chain names, for those that name one.
+    pub calibration: Option<&'a Calibration>,
 }
 
 impl<'a> ChunkContext<'a> {
     /// The context of a chunk of which nothing more is known.
     pub const fn new(dtype: DType, shape: &'a [u64], origin: &'a [u64]) -> ChunkContext<'a> {
-        ChunkContext { dtype, shape, origin, tensor: TensorContext { shape: &[], axes: &[], kv: None } }
+        ChunkContext { dtype, shape, origin, tensor: TensorContext { shape: &[], axes: &[], kv: None, calibration: None } }
     }
 }
 
@@ -70,6 +83,16 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
 
     /// Decodes `input` to exactly `decoded_len` bytes, or fails.
     fn decode(&self, input: &[u8], decoded_len: usize, context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError>;
+
+    /// [`Codec::decode`] to memory that the caller has, all of `out`; what is written there on an error means nothing.
+    ///
+    /// Worth an implementation of its own where decoding is about as fast as copying: fresh memory costs more than that.
+    fn decode_into(&self, input: &[u8], out: &mut [u8], context: ChunkContext<'_>) -> Result<(), CodecError> {
+        let decoded = self.decode(input, out.len(), context)?;
+        CodecError::check_len(self.name(), out.len(), decoded.len())?;
+        out.copy_from_slice(&decoded);
+        Ok(())
+    }
 
     /// The length of the output for `input_len` bytes where that is fixed by the length (a transform); `None`, whatever the
     /// length, for a compressor. A chain needs it to know what each stage decodes to, so only its last stage may compress.

@@ -159,6 +159,7 @@ impl<'a> Incoming<'a> {
             consistency: self.options.consistency,
             condition: self.options.condition,
             kv_spec: self.options.kv_spec.clone(),
+            derived_from_lossy: self.options.derived_from_lossy,
             scratch,
         }
     }

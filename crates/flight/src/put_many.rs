@@ -216,7 +216,13 @@ async fn begin(store: &StorageClient, item: PutItem) -> Result<Writer, StoreErro
     let (key, condition): (Key, _) = (item.key.parse()?, item.condition()?);
     let codecs: Vec<_> = item.parts.iter().map(|part| part.codec.clone()).collect();
     let parts = item.specs()?.into_iter().zip(codecs).map(|((name, spec), codec)| PartSpec { name, spec, codec }).collect();
-    let options =
-        WriteOptions { ttl: item.ttl, consistency: item.consistency, condition, kv_spec: item.kv_spec, ..WriteOptions::default() };
+    let options = WriteOptions {
+        ttl: item.ttl,
+        consistency: item.consistency,
+        condition,
+        kv_spec: item.kv_spec,
+        derived_from_lossy: item.derived_from_lossy,
+        ..WriteOptions::default()
+    };
     store.begin_parts(key, parts, options).await
 }

@@ -288,6 +288,7 @@ fn put_of(options: PutOptions) -> Result<(TensorSpec, WriteOptions), Status> {
         consistency: options.consistency,
         condition: options.condition,
         kv_spec: options.kv_spec,
+        derived_from_lossy: options.derived_from_lossy,
         scratch: 0,
     };
     Ok((spec, write))

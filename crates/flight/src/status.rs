@@ -16,7 +16,7 @@ pub(crate) fn of_wire(error: &WireError) -> Status {
         Code::BadKey | Code::BadRequest | Code::BadTensor | Code::Incomplete | Code::UnknownCodec => Status::invalid_argument(message),
         Code::NotFound => Status::not_found(message),
         Code::Exists => Status::already_exists(message),
-        Code::Stale | Code::HasParts | Code::UnknownKvSpec => Status::failed_precondition(message),
+        Code::Stale | Code::HasParts | Code::UnknownKvSpec | Code::UnknownCalibration | Code::InUse => Status::failed_precondition(message),
         Code::ReadOnly => Status::permission_denied(message),
         Code::OutOfSpace => Status::resource_exhausted(message),
         Code::Busy | Code::ShuttingDown | Code::Backend => Status::unavailable(message),

@@ -10,8 +10,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use self::args::{
-    ExportArgs, GetArgs, ImportArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs, PutArgs, RemoveArgs, RouteArgs, SpecCommand,
-    TopArgs,
+    CodecCommand, CodecTryArgs, ExportArgs, GetArgs, ImportArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs, PutArgs,
+    RemoveArgs, RouteArgs, SpecCommand, TopArgs,
 };
 use crate::commands::Server;
 use crate::config::{Config, ConfigError, Flags};
@@ -91,6 +91,9 @@ enum Command {
     /// Register and look up kv specs: what a block of a KV cache is.
     #[command(subcommand)]
     Spec(SpecCommand),
+    /// List codecs, and try them on a file.
+    #[command(subcommand)]
+    Codec(CodecCommand),
     /// Ask whether the server works: exit code 0 when it is healthy or degraded, 1 when it is not or does not answer within 5 seconds.
     Health {
         /// The server's answer, as one line of JSON
@@ -181,6 +184,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Route(args) => runtime(false)?.block_on(commands::route(server, &args)),
         Command::Ns(command) => runtime(false)?.block_on(commands::namespace(server, command)),
         Command::Spec(command) => runtime(false)?.block_on(commands::spec(server, command)),
+        Command::Codec(command) => runtime(false)?.block_on(commands::codec(command)),
         Command::Health { json } => runtime(false)?.block_on(commands::health(server, json)),
         Command::Completions { shell } => completions(shell),
     }

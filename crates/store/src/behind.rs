@@ -6,14 +6,17 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sira_backend::Durability;
+use sira_codec::Chain;
 use sira_wire::Key;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::catalog::Presence;
 use crate::client::{Inner, Tier};
+use crate::coding::{Awaited, PartFacts};
 use crate::hot::HotPart;
+use crate::ledger::Reservation;
 use crate::namespaces::Promise;
-use crate::part::PartSpec;
+use crate::part::{PartPlan, PartSpec};
 use crate::record::{Part, TensorRecord};
 use crate::sink::ChunkSink;
 use crate::write::INLINE_BYTES;
@@ -180,7 +183,7 @@ async fn write(inner: &Arc<Inner>, key: &Key) -> Result<(), StoreError> {
 /// Stores the parts of a record: all inside it where they are small together, otherwise chunk by chunk.
 async fn store_parts(inner: &Arc<Inner>, home: &Arc<Tier>, record: &mut TensorRecord, parts: &[Arc<HotPart>]) -> Result<(), StoreError> {
     let (key, write_id, inline) = (record.key.clone(), record.write_id.clone(), record.nbytes() <= INLINE_BYTES);
-    let namespace = inner.namespaces.of(key.namespace());
+    let kv_spec = record.kv_spec.clone();
     for (index, (part, memory)) in record.parts.iter_mut().zip(parts).enumerate() {
         let payload = memory
             .verified()
@@ -188,10 +191,39 @@ async fn store_parts(inner: &Arc<Inner>, home: &Arc<Tier>, record: &mut TensorRe
         if inline {
             part.inline = Some(payload.into_bytes().to_vec());
         } else {
-            let chain = inner.chain(&namespace, &home.name, part.codec.as_deref())?;
-            let sink = ChunkSink::new(inner, home.clone(), &write_id, index, &part.spec, chain, Durability::Logged)?;
-            part.copies = vec![sink.store_all(payload.pieces()).await?];
+            let (plan, _memory) = plan(inner, &key, home, part, kv_spec.as_deref()).await?;
+            let sink = ChunkSink::new(inner, home.clone(), (&write_id, index), plan, Durability::Logged, Awaited::ByNobody);
+            part.copies = vec![sink.store_all(&payload).await?];
         }
     }
     Ok(())
+}
+
+/// How a part is written, and the memory that it takes. It was acknowledged as it is, so that no lossy codec is taken, even if its namespace names one
+/// by now; and where there is no memory for its codec, it is written as it lies.
+async fn plan(
+    inner: &Arc<Inner>,
+    key: &Key,
+    home: &Arc<Tier>,
+    part: &Part,
+    kv_spec: Option<&str>,
+) -> Result<(Arc<PartPlan>, Reservation), StoreError> {
+    let namespace = inner.namespaces.of(key.namespace());
+    let planned = async |chain: Chain| {
+        let facts = PartFacts::of(inner, &part.name, &part.spec, kv_spec, std::slice::from_ref(&chain)).await?;
+        Ok::<_, StoreError>(Arc::new(PartPlan::new(inner, part.declared(), chain, facts)?))
+    };
+    let chain = inner.chain(&namespace, &home.name, part.codec.as_deref(), None)?;
+    let plan = match planned(if chain.lossless() { chain } else { inner.options.codec.clone() }).await {
+        Err(StoreError::UnknownCalibration(_)) => planned(Chain::none()).await?,
+        plan => plan?,
+    };
+    if plan.chain.is_none() {
+        return Ok((plan, Reservation::default()));
+    }
+    match inner.reserve(plan.working_bytes()).await {
+        Ok(memory) => Ok((plan, memory)),
+        Err(StoreError::Busy(_) | StoreError::OutOfSpace(_)) => Ok((planned(Chain::none()).await?, Reservation::default())),
+        Err(error) => Err(error),
+    }
 }

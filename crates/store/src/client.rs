@@ -18,7 +18,9 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::behind::Behind;
+use crate::calibrations::Calibrations;
 use crate::catalog::{Catalog, OrderedKv};
+use crate::coding::Coders;
 use crate::hot::HotTier;
 use crate::kvspecs::KvSpecs;
 use crate::ledger::Ledger;
@@ -66,8 +68,10 @@ pub struct StoreOptions {
     pub record_backend: String,
     /// The backend for tensors that no strategy places.
     pub default_backend: String,
-    /// How lower tiers keep a tensor whose writer does not say.
+    /// How lower tiers keep a tensor whose writer does not say: lossless.
     pub codec: Chain,
+    /// Chunks that are encoded or decoded at once: the processors that may be used for it.
+    pub coders: usize,
     /// The level of a put that does not say.
     pub consistency: Consistency,
     /// Seconds to live of a put that does not say.
@@ -92,6 +96,7 @@ impl Default for StoreOptions {
             record_backend: "memory".into(),
             default_backend: "memory".into(),
             codec: Chain::none(),
+            coders: 2,
             consistency: Consistency::Eventual,
             ttl: None,
             tombstone_grace: Duration::from_secs(3600),
@@ -115,6 +120,8 @@ pub struct WriteOptions {
     pub condition: Option<Condition>,
     /// Hash of a registered kv spec that the parts must follow.
     pub kv_spec: Option<String>,
+    /// Whether what is put was computed from what a lossy codec gave back: it is not exact, however it is kept.
+    pub derived_from_lossy: bool,
     /// Bytes of memory the caller needs besides, for as long as the put runs: reserved together with the writer's own.
     pub scratch: u64,
 }
@@ -135,10 +142,12 @@ pub(crate) struct Inner {
     pub shared: Arc<HotTier>,
     pub namespaces: Namespaces,
     pub kv_specs: KvSpecs,
+    pub calibrations: Calibrations,
     /// Held while a policy is set.
     pub setting: Mutex<()>,
     pub pins: Pins,
     pub behind: Behind,
+    pub coders: Coders,
     pub counters: Counters,
     pub stopping: AtomicBool,
     pub nudge: Arc<Notify>,
@@ -202,16 +211,21 @@ pub(crate) fn needs(level: Consistency) -> Survives {
 impl StorageClient {
     /// A store over `catalog`, without backends yet: register them, then [`StorageClient::start`].
     pub fn new(options: StoreOptions, seams: Seams, catalog: Arc<dyn OrderedKv>) -> Result<StorageClient, StoreError> {
+        if !options.codec.lossless() {
+            return Err(StoreError::Config(format!("codec {} is lossy; only a writer or a namespace asks for such a one", options.codec)));
+        }
         let ledger = Ledger::new(options.memory_limit, options.patience);
         let inner = Inner {
             catalog: Catalog::open(catalog, seams.clone(), presences(options.memory_limit))?,
             shared: Arc::new(HotTier::new(options.hot_limit, ledger.clone())),
             namespaces: Namespaces::new(ledger.clone(), &options.record_backend),
             kv_specs: KvSpecs::new(),
+            calibrations: Calibrations::new(),
             setting: Mutex::default(),
             behind: Behind::new(options.memory_limit / 4),
             router: RwLock::new(Router::new(&options.default_backend)),
             pins: Pins::default(),
+            coders: Coders::new(options.coders),
             counters: Counters::default(),
             stopping: AtomicBool::new(false),
             nudge: Arc::default(),
@@ -247,6 +261,7 @@ impl StorageClient {
             self.inner.tier(name).map_err(|_| StoreError::Config(format!("no backend is named {name:?}")))?;
         }
         crate::recover::recover(&self.inner).await?;
+        self.inner.check_calibrations()?;
         for namespace in self.inner.namespaces.all() {
             self.inner.shrink(&namespace).await?;
         }
@@ -316,10 +331,11 @@ impl StorageClient {
         self.inner.entry(&record)
     }
 
-    /// The version of `key`, if it exists and follows the kv spec that is demanded.
+    /// The version of `key`, if it exists and follows the kv spec that is demanded. In a namespace that is exact, what is not exact does not exist.
     pub fn exists(&self, key: &Key, kv_spec: Option<&str>) -> Result<Option<u64>, StoreError> {
+        let exact = self.inner.namespaces.find(key.namespace()).is_some_and(|namespace| namespace.policy().exact);
         let found = self.inner.alive(key)?.filter(|record| kv_spec.is_none_or(|wanted| record.kv_spec.as_deref() == Some(wanted)));
-        Ok(found.map(|record| record.version))
+        Ok(found.filter(|record| !exact || record.is_exact()).map(|record| record.version))
     }
 
     /// Removes `key`; false where there was none. With `version`, only that one.
@@ -354,7 +370,7 @@ impl StorageClient {
     /// Counts, bytes and limits. A backend that does not answer in time is said so; it does not hold this up.
     pub async fn stats(&self) -> StoreStats {
         let inner = &self.inner;
-        inner.counters.snapshot(&inner.ledger, &inner.all_memory(), inner.behind.bytes(), inner.backend_stats().await)
+        inner.counters.snapshot(&inner.ledger, &inner.coders, &inner.all_memory(), inner.behind.bytes(), inner.backend_stats().await)
     }
 
     /// The health of each backend; one that does not answer within 2 seconds is unhealthy.
@@ -499,10 +515,12 @@ impl Inner {
         let mut parts: Vec<PartEntry> = record.parts.iter().map(part_entry).collect();
         let stored_bytes = parts.iter().map(|part| part.stored_bytes).sum();
         let nbytes = record.nbytes();
+        let lossy = parts.iter().any(|part| part.lossy);
         let one = match &parts[..] {
             [only] if only.name == DATA => parts.pop(),
             _ => None,
         };
+        let relative_rmse = one.as_ref().map(|part| part.relative_rmse.clone()).unwrap_or_default();
         let codec = home.map_or(Chain::NONE, |copy| copy.chains.last().map_or(Chain::NONE, String::as_str)).to_owned();
         let (dtype, shape, axes, attributes) = one.map_or_else(
             || (PARTS.to_owned(), Vec::new(), Vec::new(), BTreeMap::new()),
@@ -520,6 +538,9 @@ impl Inner {
             backend,
             tiers,
             codec,
+            lossy,
+            relative_rmse,
+            derived_from_lossy: record.derived_from_lossy,
             consistency: record.consistency,
             created_ms: record.created_ms,
             expires_ms: record.expires_ms,
@@ -548,6 +569,8 @@ fn part_entry(part: &Part) -> PartEntry {
         nbytes: part.spec.nbytes(),
         stored_bytes: home.map_or(part.spec.nbytes(), |copy| copy.stored_bytes()),
         codec: home.and_then(|copy| copy.chains.last().cloned()).unwrap_or_else(|| Chain::NONE.to_string()),
+        lossy: part.is_lossy(),
+        relative_rmse: home.map(|copy| copy.errors.clone()).unwrap_or_default(),
         attributes: part.spec.attributes().clone(),
     }
 }

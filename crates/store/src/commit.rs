@@ -18,11 +18,15 @@ pub(crate) struct Commit {
     /// The record, its version and generation still to be set.
     pub record: TensorRecord,
     pub condition: Option<Condition>,
+    /// Whether what is put is what a get will give, and nothing lossy was in its making.
+    pub exact: bool,
     pub durability: Durability,
 }
 
-/// Whether a put of `key` may go ahead over `alive`.
-pub(crate) fn check(key: &Key, alive: Option<&TensorRecord>, condition: Option<Condition>) -> Result<(), StoreError> {
+/// Whether a put of `key` may go ahead over `alive`. To an `exact` put what is not exact counts as absent: whoever wants exact bytes finds nothing
+/// there, and would find nothing for ever if nobody might put it.
+pub(crate) fn check(key: &Key, alive: Option<&TensorRecord>, condition: Option<Condition>, exact: bool) -> Result<(), StoreError> {
+    let alive = alive.filter(|record| !(exact && condition == Some(Condition::Absent) && !record.is_exact()));
     match (condition, alive) {
         (Some(Condition::Absent), Some(record)) => Err(StoreError::Exists(format!("{key} exists with version {}", record.version))),
         (Some(Condition::Version(wanted)), Some(record)) if record.version != wanted => {
@@ -65,7 +69,7 @@ impl Inner {
     fn number(&self, commit: &mut Commit) -> Result<bool, StoreError> {
         let current = self.current(&commit.record.key)?;
         let alive = current.as_ref().filter(|record| record.alive(self.now()));
-        check(&commit.record.key, alive, commit.condition)?;
+        check(&commit.record.key, alive, commit.condition, commit.exact)?;
         commit.record.version = current.as_ref().map_or(0, |record| record.version) + 1;
         commit.record.generation = current.as_ref().map_or(0, |record| record.generation) + 1;
         Ok(alive.is_none())
@@ -87,7 +91,8 @@ impl Inner {
     async fn delete_now(self: &Arc<Self>, key: &Key, version: Option<u64>) -> Result<bool, StoreError> {
         let turn = self.lock(key).await;
         let Some(current) = self.current(key)?.filter(|record| record.alive(self.now())) else { return Ok(false) };
-        check(key, Some(&current), version.map(Condition::Version))?;
+        check(key, Some(&current), version.map(Condition::Version), false)?;
+        self.check_unused(key)?;
         self.bury(current).await?;
         drop(turn);
         count(&self.counters.deletes, 1);
@@ -110,6 +115,7 @@ impl Inner {
                 write_id: self.seams.write_id(),
                 parts: Vec::new(),
                 kv_spec: None,
+                derived_from_lossy: false,
                 ..current.clone()
             };
             match (self.append(&mut tombstone, crate::sink::durability(current.consistency)).await, &stored) {

@@ -13,11 +13,14 @@ use sira_wire::encoded::{ChunkHead, Layout};
 use crate::StoreError;
 use crate::namespaces::count;
 use crate::read::{ChunkSource, Hold, overlap};
-use crate::sink::{WIDTH, origin_and_shape};
+use crate::sink::origin_and_shape;
 use crate::snapshot::{Place, Snapshot};
 
 /// Bytes of a message, two of which are on their way.
 const MESSAGE: u64 = 4 << 20;
+
+/// Chunks that are fetched at once.
+const WIDTH: usize = 2;
 
 /// A chunk as it is stored, its checksum verified.
 #[derive(Clone, Debug)]

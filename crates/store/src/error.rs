@@ -59,6 +59,12 @@ pub enum StoreError {
     /// No such kv spec is registered.
     #[error("{0}")]
     UnknownKvSpec(String),
+    /// A codec names a calibration artefact that is not there.
+    #[error("{0}")]
+    UnknownCalibration(String),
+    /// It cannot go while others need it.
+    #[error("{0}")]
+    InUse(String),
     /// The namespace is read-only.
     #[error("{0}")]
     ReadOnly(String),
@@ -85,9 +91,12 @@ impl StoreError {
             StoreError::Busy(_) => Code::Busy,
             StoreError::Corrupt(_) => Code::Corrupt,
             StoreError::Unsupported(_) => Code::Unsupported,
+            StoreError::Codec(CodecError::Encode { .. }) => Code::Unsupported,
             StoreError::Codec(_) => Code::UnknownCodec,
             StoreError::HasParts(_) => Code::HasParts,
             StoreError::UnknownKvSpec(_) => Code::UnknownKvSpec,
+            StoreError::UnknownCalibration(_) => Code::UnknownCalibration,
+            StoreError::InUse(_) => Code::InUse,
             StoreError::ReadOnly(_) => Code::ReadOnly,
             StoreError::ShuttingDown => Code::ShuttingDown,
             StoreError::Backend { source: BackendError::OutOfSpace(_), .. } => Code::OutOfSpace,

@@ -5,8 +5,10 @@
 //! counts memory ([`ledger`]); the catalog ([`catalog`]) is this node's index of records. docs/architecture.md has the picture.
 
 mod behind;
+mod calibrations;
 pub mod catalog;
 mod client;
+mod coding;
 mod commit;
 mod digest;
 mod encoded;
@@ -55,6 +57,6 @@ pub use router::{PlacementRequest, Router, RoutingStrategy, Rule};
 pub use seams::{Clock, Seams, Spawner};
 pub use share::Shared;
 pub use snapshot::{Demands, Snapshot};
-pub use stats::{BackendStats, CallStats, Measurements, MemoryStats, OperationStats, StoreStats};
+pub use stats::{BackendStats, CallStats, CodecStats, CodingStats, CodingTimes, Measurements, MemoryStats, OperationStats, StoreStats};
 pub use upkeep::ScrubReport;
 pub use write::{EncodedWriter, Writer};

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use sira_wire::Key;
 use sira_wire::many::{DeleteManyAnswer, DeletePrefixAnswer, FailedKey, KeyList};
 
-use crate::catalog::tag;
+use crate::catalog::{Wanted, tag};
 use crate::client::Inner;
 use crate::{StorageClient, StoreError};
 
@@ -23,24 +23,32 @@ impl StorageClient {
     /// Whether each key exists and follows the kv spec that is demanded.
     pub async fn exists_many(&self, keys: &KeyList<'_>, kv_spec: Option<&str>) -> Result<Vec<bool>, StoreError> {
         let inner = &self.inner;
-        let (now, wanted) = (inner.now(), kv_spec.map(tag));
+        let (now, kv_spec) = (inner.now(), kv_spec.map(tag));
+        let mut exact = Exact { inner, last: None };
+        let mut wanted = |key: &str| Wanted { kv_spec, exact: exact.of(key) };
         // First what waits to be written behind, then the index, into which it moves meanwhile.
         let waiting = !inner.behind.is_empty();
         let (mut exists, mut unknown) = (Vec::with_capacity(keys.len()), Vec::new());
         for (i, key) in keys.iter().enumerate() {
             let waits = if waiting { inner.behind.presence(key) } else { None };
+            let wanted = wanted(key);
             let known = waits.or_else(|| inner.catalog.remembered(key));
             if known.is_none() {
-                unknown.push((i, key.parse::<Key>()?));
+                unknown.push((i, key.parse::<Key>()?, wanted));
             }
             exists.push(known.is_some_and(|presence| presence.holds(now, wanted)));
         }
         let catalog = inner.catalog.clone();
         let few = unknown.len() <= FEW;
-        let look = move || unknown.iter().map(|(i, key)| Ok((*i, catalog.presence(key)?))).collect::<Result<Vec<_>, StoreError>>();
+        let look = move || {
+            unknown
+                .iter()
+                .map(|(i, key, wanted)| Ok((*i, catalog.presence(key)?.holds(now, *wanted))))
+                .collect::<Result<Vec<_>, StoreError>>()
+        };
         let looked = if few { Some(look()) } else { inner.seams.work(look).await };
-        for (i, presence) in looked.ok_or_else(|| StoreError::Internal("a lookup has died".into()))?? {
-            exists[i] = presence.holds(now, wanted);
+        for (i, holds) in looked.ok_or_else(|| StoreError::Internal("a lookup has died".into()))?? {
+            exists[i] = holds;
         }
         Ok(exists)
     }
@@ -99,6 +107,26 @@ impl StorageClient {
             }
         }
         Ok(answer)
+    }
+}
+
+/// Which keys lie in namespaces where what is not exact is a miss; those of one namespace most often come together.
+struct Exact<'a> {
+    inner: &'a Arc<Inner>,
+    last: Option<(String, bool)>,
+}
+
+impl Exact<'_> {
+    fn of(&mut self, key: &str) -> bool {
+        let namespace = key.split('/').next().unwrap_or_default();
+        match &self.last {
+            Some((last, exact)) if last == namespace => *exact,
+            _ => {
+                let exact = self.inner.namespaces.find(namespace).is_some_and(|namespace| namespace.policy().exact);
+                self.last = Some((namespace.to_owned(), exact));
+                exact
+            }
+        }
     }
 }
 

@@ -37,6 +37,7 @@ impl Inner {
         let freed = before.saturating_sub(self.shared.bytes());
         if freed < bytes {
             self.namespaces.evict(bytes - freed);
+            self.calibrations.evict();
         }
     }
 

@@ -10,7 +10,7 @@ use crate::StoreError;
 use crate::client::{Inner, needs};
 use crate::read::{ChunkSource, inline};
 use crate::record::{TensorRecord, chunk_name};
-use crate::sink::ChunkSink;
+use crate::sink::{ChunkSink, put_chunk};
 use crate::upkeep;
 
 /// Keys looked at in one go.
@@ -54,11 +54,9 @@ async fn move_one(inner: &Arc<Inner>, record: &TensorRecord, source: &str, targe
             }
             for copy in part.copies.iter_mut().filter(|copy| copy.backend == source) {
                 let chunks = ChunkSource::new(inner, &record, index, copy.clone())?;
-                let chain = inner.options.codec.clone();
-                let sink = ChunkSink::new(inner, home.clone(), &write_id, index, &part.spec, chain, Durability::Durable)?;
                 for cell in 0..chunks.grid.cells() {
                     let _memory = inner.reserve(copy.chunks[cell as usize].stored_bytes).await?;
-                    sink.put(&chunk_name(&write_id, index, cell), chunks.fetch(cell).await?).await?;
+                    put_chunk(inner, &home, &chunk_name(&write_id, index, cell), chunks.fetch(cell).await?, Durability::Durable).await?;
                 }
                 copy.backend = target.to_string();
                 copy.write_id.clone_from(&write_id);

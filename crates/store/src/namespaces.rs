@@ -285,11 +285,13 @@ pub(crate) struct Namespaces {
     table: RwLock<HashMap<String, Arc<Namespace>>>,
     ledger: Ledger,
     record_backend: String,
+    /// How many live records need each calibration artefact.
+    references: Mutex<HashMap<String, u64>>,
 }
 
 impl Namespaces {
     pub fn new(ledger: Ledger, record_backend: &str) -> Namespaces {
-        Namespaces { table: RwLock::default(), ledger, record_backend: record_backend.to_owned() }
+        Namespaces { table: RwLock::default(), ledger, record_backend: record_backend.to_owned(), references: Mutex::default() }
     }
 
     /// The namespace, if it has keys or a policy.
@@ -327,10 +329,38 @@ impl Namespaces {
         if let Some(record) = new.or(old) {
             self.of(record.key.namespace()).replaced(old, new, &self.record_backend);
         }
+        let needs =
+            |record: Option<&TensorRecord>| record.filter(|record| !record.tombstone).is_some_and(|r| r.calibrations().next().is_some());
+        if needs(old) || needs(new) {
+            self.refer(old, new);
+        }
+    }
+
+    /// Counts the calibration artefacts that `new` needs and `old` no longer does.
+    fn refer(&self, old: Option<&TensorRecord>, new: Option<&TensorRecord>) {
+        let mut references = self.references.lock();
+        let live = |record: Option<&TensorRecord>| -> Vec<String> {
+            record.filter(|record| !record.tombstone).into_iter().flat_map(TensorRecord::calibrations).map(String::from).collect()
+        };
+        for hash in live(new) {
+            *references.entry(hash).or_default() += 1;
+        }
+        for hash in live(old) {
+            match references.get_mut(&hash) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(references.remove(&hash)),
+            }
+        }
+    }
+
+    /// How often live records name the calibration artefact of this hash.
+    pub fn references(&self, hash: &str) -> u64 {
+        self.references.lock().get(hash).copied().unwrap_or(0)
     }
 
     /// Forgets what there is: all that the index has is told anew.
     pub fn reset(&self) {
+        self.references.lock().clear();
         for namespace in self.all() {
             *namespace.usage.lock() = Usage::default();
             namespace.disorder();
@@ -388,6 +418,7 @@ mod tests {
             write_id: "w".into(),
             parts: vec![Part { name: "data".into(), spec, inline: Some(vec![]), copies: vec![], codec: None }],
             kv_spec: None,
+            derived_from_lossy: false,
         }
     }
 

@@ -1,6 +1,8 @@
-//! What the store measures: every call of a backend ([`BackendMeasurements`]) and every request of a client ([`Request`]), in plain atomics.
+//! What the store measures: every call of a backend ([`BackendMeasurements`]), every chunk through a codec ([`CodecMeasurements`]) and every
+//! request of a client ([`Request`]), in plain atomics.
 
 mod ask;
+mod codecs;
 mod latency;
 mod requests;
 
@@ -16,6 +18,8 @@ use sira_backend::{
 use tokio::time::Instant;
 
 pub(crate) use ask::Question;
+pub use codecs::CodecMeasurements;
+pub(crate) use codecs::CodecMeter;
 use latency::Table;
 pub use latency::{BUCKETS, Latency, Measured};
 pub(crate) use requests::Requests;

@@ -1,22 +1,24 @@
 //! One part of a put: its bytes are gathered into slabs, which are kept, or cut into chunks and stored.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use sira_backend::Payload;
 use sira_codec::Chain;
 use sira_tensor::TensorSpec;
-use sira_tensor::grid::{Grid, Slab, Slabs, chunk_shape};
+use sira_tensor::grid::{Grid, Slab, Slabs};
 use tokio::sync::oneshot;
 
 use crate::StoreError;
 use crate::client::Inner;
+use crate::coding::PartFacts;
 use crate::digest::Digest;
 use crate::hot::{HotPart, HotTier};
 use crate::ledger::Reservation;
 use crate::record::{Chunk, Part};
 use crate::region::{Region, taken};
-use crate::sink::{ChunkSink, WIDTH};
+use crate::sink::ChunkSink;
 
 /// Chunks of a part: a table of 24 bytes each must stay in memory.
 const MAX_CHUNKS: u64 = 1 << 20;
@@ -37,11 +39,14 @@ pub(crate) struct PartPlan {
     pub part: PartSpec,
     pub chain: Chain,
     pub grid: Grid,
+    pub facts: Arc<PartFacts>,
+    /// Chunks of a slab that are coded at once, and slabs that are stored at once.
+    at_once: (u64, u64),
 }
 
 impl PartPlan {
-    pub fn new(part: PartSpec, chain: Chain) -> Result<PartPlan, StoreError> {
-        let grid = Grid::new(&part.spec, &chunk_shape(&part.spec))?;
+    pub fn new(inner: &Inner, part: PartSpec, chain: Chain, facts: Arc<PartFacts>) -> Result<PartPlan, StoreError> {
+        let grid = Grid::new(&part.spec, &chain.chunk_shape(&part.spec))?;
         if grid.cells() > MAX_CHUNKS {
             return Err(StoreError::OutOfSpace(format!(
                 "a tensor of {} bytes would have {} chunks; a tensor may have {MAX_CHUNKS}",
@@ -49,20 +54,61 @@ impl PartPlan {
                 grid.cells()
             )));
         }
-        Ok(PartPlan { part, chain, grid })
+        let slab = grid.slabs().next();
+        let cells = slab.map_or(1, |slab| grid.touched(&slab.region).len());
+        // What is stored as it is waits for the backend, not for a processor.
+        let slabs = if chain.is_none() { 1 } else { inner.coders.slabs_at_once(cells) };
+        Ok(PartPlan { at_once: (inner.coders.chunks_at_once().min(cells.max(1)) as u64, slabs as u64), part, chain, grid, facts })
     }
 
-    /// Memory of a put by chunks: one slab fills while another is stored; each chunk in the making is cut and encoded.
+    /// Slabs that are stored at once, while one more fills.
+    pub fn slabs_at_once(&self) -> usize {
+        self.at_once.1 as usize
+    }
+
+    /// Memory of a put by chunks: one slab fills while others are stored; each chunk in the making is cut and encoded.
     pub fn working_bytes(&self) -> u64 {
-        2 * taken(self.grid.slab_bytes()) + 2 * WIDTH as u64 * self.grid.region_bytes(&self.grid.cell(0))
+        let slab = self.grid.slab_bytes();
+        let slabs = if slab >= self.part.spec.nbytes() { 1 } else { 1 + self.at_once.1 };
+        slabs.saturating_mul(taken(slab)).saturating_add(self.coding_bytes())
     }
-}
 
-impl PartPlan {
+    /// Memory of the chunks in the making.
+    pub fn coding_bytes(&self) -> u64 {
+        let (chunks, slabs) = self.at_once;
+        chunks.saturating_mul(slabs).saturating_mul(coding_bytes(&self.chain, self.grid.region_bytes(&self.grid.cell(0))))
+    }
+
     /// Memory of the part where all of it stays in memory.
     pub fn kept_bytes(&self) -> u64 {
         self.grid.slabs().map(|slab| taken(slab.bytes(&self.grid))).sum()
     }
+
+    /// Refuses a part of which more must lie in memory at once than there is, because its codec cuts it across.
+    pub fn check_memory(&self, limit: u64) -> Result<(), StoreError> {
+        let needs = self.working_bytes();
+        if needs <= limit || self.grid.chunk() == sira_tensor::grid::chunk_shape(&self.part.spec) {
+            return Ok(());
+        }
+        Err(StoreError::OutOfSpace(format!("{}: {}", self.part.name, across(&self.chain, &self.grid, needs, limit))))
+    }
+}
+
+/// Memory of one chunk of `raw` bytes while it is coded: cut and encoded; a lossy codec also computes with wider numbers, and what it encoded is
+/// decoded and measured.
+pub(crate) fn coding_bytes(chain: &Chain, raw: u64) -> u64 {
+    raw.saturating_mul(if chain.lossless() { 2 } else { 6 })
+}
+
+/// Why chunks that a codec cuts across a part do not fit in memory, and what would.
+pub(crate) fn across(chain: &Chain, grid: &Grid, needs: u64, limit: u64) -> String {
+    format!(
+        "codec {chain} cuts {:?} into chunks of {:?}, of which {} bytes lie in memory at once: that needs {needs} bytes, and memory.limit \
+         leaves {limit}. Put blocks of fewer tokens, read a range of an outer axis, take another codec or raise memory.limit",
+        grid.shape(),
+        grid.chunk(),
+        grid.slab_bytes()
+    )
 }
 
 /// Where the bytes of a part go besides memory.
@@ -74,6 +120,9 @@ pub(crate) enum Target {
     Chunks(Arc<ChunkSink>),
 }
 
+/// Chunks of a slab that are being stored.
+pub(crate) type Storing = oneshot::Receiver<Result<Vec<Chunk>, StoreError>>;
+
 /// A part that is being filled.
 pub(crate) struct PartWriter {
     slabs: Slabs,
@@ -81,9 +130,10 @@ pub(crate) struct PartWriter {
     target: Target,
     /// The slab being filled, and the checksums of what is in it so far.
     current: Option<(Slab, Region, Digest)>,
-    /// The slab being stored, while the next one fills.
-    storing: Option<oneshot::Receiver<Result<Vec<Chunk>, StoreError>>>,
-    last: Option<Slab>,
+    /// The slabs being stored, while the next one fills.
+    storing: VecDeque<(Slab, Storing)>,
+    /// How many may be.
+    at_once: usize,
     /// Cells and what is stored of them.
     chunks: Vec<(u64, Chunk)>,
     /// What stays in memory, with the checksum of each block and its reservation.
@@ -97,15 +147,16 @@ impl PartWriter {
     pub fn new(plan: &PartPlan, target: Target, hot: Arc<HotTier>, reservation: Reservation) -> PartWriter {
         let keeps = match target {
             Target::Kept => true,
-            Target::Chunks(_) => hot.takes(plan.part.spec.nbytes()),
+            // What a lossy codec gives back is all that is ever given: memory keeps that, from the first get on.
+            Target::Chunks(_) => plan.chain.lossless() && hot.takes(plan.part.spec.nbytes()),
         };
         PartWriter {
             slabs: plan.grid.slabs(),
             grid: plan.grid.clone(),
             target,
             current: None,
-            storing: None,
-            last: None,
+            storing: VecDeque::new(),
+            at_once: plan.slabs_at_once(),
             chunks: Vec::new(),
             kept: keeps.then(|| (Payload::default(), Vec::new(), reservation)),
             hot,
@@ -141,19 +192,20 @@ impl PartWriter {
     }
 
     fn digest(&self, bytes: u64) -> Digest {
-        Digest::new(bytes, matches!(&self.target, Target::Chunks(sink) if sink.chain.is_none()))
+        Digest::new(bytes, matches!(&self.target, Target::Chunks(sink) if sink.plan.chain.is_none()))
     }
 
-    /// Hands a full slab on, once the one before it is stored.
+    /// Hands a full slab on, once few enough of those before it are still being stored.
     async fn slab_full(&mut self, inner: &Inner) -> Result<(), StoreError> {
         let Some((slab, region, digest)) = self.current.take() else { return Ok(()) };
         let (bytes, (blocks, checksum)) = (region.freeze(), digest.finish());
         self.keep(&bytes, blocks);
         if let Target::Chunks(sink) = self.target.clone() {
-            self.wait_stored().await?;
+            while self.storing.len() >= self.at_once {
+                self.wait_stored().await?;
+            }
             let (sender, receiver) = oneshot::channel();
-            self.last = Some(slab.clone());
-            self.storing = Some(receiver);
+            self.storing.push_back((slab.clone(), receiver));
             // Runs to its end even if the writer goes: what is being written must be known before it can be swept.
             inner.seams.spawner.spawn(Box::pin(async move { drop(sender.send(sink.store(&slab, bytes, checksum).await)) }));
         }
@@ -176,23 +228,27 @@ impl PartWriter {
         checksums.extend(blocks);
     }
 
+    /// Waits until the oldest slab is stored.
     async fn wait_stored(&mut self) -> Result<(), StoreError> {
-        let (Some(storing), Some(slab)) = (&mut self.storing, self.last.take()) else { return Ok(()) };
+        // It stays in the queue while it is waited for: whoever gives up here must know that it may still be written.
+        let Some((_, storing)) = self.storing.front_mut() else { return Ok(()) };
         let stored = storing.await.unwrap_or_else(|_| Err(StoreError::Internal("a task that stores chunks has died".into())));
-        self.storing = None;
+        let Some((slab, _)) = self.storing.pop_front() else { return Ok(()) };
         self.chunks.extend(self.grid.touched(&slab.region).into_iter().zip(stored?));
         Ok(())
     }
 
-    /// The slab that is still being stored, if any.
-    pub fn storing(&mut self) -> Option<oneshot::Receiver<Result<Vec<Chunk>, StoreError>>> {
-        self.storing.take()
+    /// The slabs that are still being stored.
+    pub fn storing(&mut self) -> Vec<Storing> {
+        self.storing.drain(..).map(|(_, storing)| storing).collect()
     }
 
     /// The part of the record, and its bytes where they stay in memory. `inline`: the record holds them, and they are not waiting to be
     /// written behind.
     pub async fn finish(mut self, part: PartSpec, inline: bool) -> Result<(Part, Option<HotPart>), StoreError> {
-        self.wait_stored().await?;
+        while !self.storing.is_empty() {
+            self.wait_stored().await?;
+        }
         let nbytes = part.spec.nbytes();
         let mut record = Part { name: part.name, spec: part.spec, inline: None, copies: Vec::new(), codec: part.codec };
         let mut kept = self.kept.take().filter(|(payload, _, _)| payload.len() == nbytes);

@@ -7,9 +7,10 @@ use sira_backend::{Durability, PutMode, PutOptions};
 use sira_codec::Chain;
 use sira_tensor::kv::KvSpec;
 use sira_tensor::{DType, TensorSpec};
-use sira_wire::namespace::{KvSpecAnswer, NamespaceEntry, Policy, PolicyOrigin, RouteAnswer};
+use sira_wire::namespace::{CALIBRATIONS, KvSpecAnswer, Mode, NamespaceEntry, Policy, PolicyOrigin, RouteAnswer};
 use sira_wire::{Consistency, Key, WireError};
 
+use crate::calibrations::{key_of, named};
 use crate::client::Inner;
 use crate::namespaces::{MEMORY, Namespace, POLICIES, policy_name};
 use crate::router::PlacementRequest;
@@ -34,7 +35,7 @@ impl StorageClient {
     /// Sets what holds for a namespace by configuration, which actions then do not change. Call before [`StorageClient::start`].
     pub fn configure_namespace(&self, name: &str, policy: Policy) -> Result<(), StoreError> {
         sira_wire::namespace::check_namespace(name)?;
-        self.inner.check_policy(&policy)?;
+        self.inner.check_policy(name, &policy)?;
         self.inner.namespaces.set(name, policy, PolicyOrigin::Configuration);
         Ok(())
     }
@@ -42,7 +43,11 @@ impl StorageClient {
     /// Sets what holds for a namespace, durably.
     pub async fn set_namespace(&self, name: &str, policy: Policy) -> Result<NamespaceEntry, StoreError> {
         self.inner.changeable(name)?;
-        self.inner.check_policy(&policy)?;
+        self.inner.check_policy(name, &policy)?;
+        let mut uses = Vec::new();
+        for hash in policy.codecs.values().flat_map(|chain| named(chain)) {
+            uses.push(self.inner.calibrations.hold(&self.inner, hash).await?);
+        }
         let tier = self.inner.record_tier()?;
         tier.headroom().await?;
         // One at a time: what is stored is what holds.
@@ -98,7 +103,7 @@ impl StorageClient {
             Some(namespace) => (namespace.policy(), Some(namespace)),
             None => Default::default(),
         };
-        let cache = policy.mode == sira_wire::namespace::Mode::Cache;
+        let cache = policy.mode == Mode::Cache;
         let default = policy.consistency.unwrap_or(if cache { Consistency::Weak } else { inner.options.consistency });
         let spec = TensorSpec::new(DType::UInt8, vec![nbytes])?;
         let request = PlacementRequest { key, spec: &spec, nbytes, consistency: consistency.unwrap_or(default) };
@@ -129,8 +134,11 @@ impl Inner {
     }
 
     /// Holds a policy against the backends and codecs that there are.
-    fn check_policy(&self, policy: &Policy) -> Result<(), StoreError> {
+    fn check_policy(&self, name: &str, policy: &Policy) -> Result<(), StoreError> {
         policy.check()?;
+        if name == CALIBRATIONS && (policy.mode == Mode::Cache || policy.ttl.is_some()) {
+            return Err(wrong(format!("namespace {name} holds what codecs need to read others: it is no cache and nothing in it expires")));
+        }
         let known = || self.all_tiers().iter().map(|tier| tier.name.clone()).collect::<Vec<_>>().join(", ");
         if let Some(tier) = policy.limits.keys().find(|tier| *tier != MEMORY && self.tier(tier).is_err()) {
             return Err(wrong(format!("limits.{tier}: there is no such tier; there are {MEMORY}, {}", known())));
@@ -142,6 +150,24 @@ impl Inner {
             let chain: Chain = text.parse()?;
             if policy.exact && !chain.lossless() {
                 return Err(wrong(format!("codecs.{tier}: {chain} is lossy, and the namespace is to be exact")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses configured namespaces whose codecs name calibration artefacts that are not there.
+    pub(crate) fn check_calibrations(&self) -> Result<(), StoreError> {
+        for namespace in self.namespaces.all() {
+            let NamespaceEntry { policy, origin, namespace, .. } = namespace.entry();
+            for (tier, chain) in policy.codecs.iter().filter(|_| origin == PolicyOrigin::Configuration) {
+                for hash in named(chain) {
+                    if self.alive(&key_of(hash)?)?.is_none() {
+                        return Err(StoreError::Config(format!(
+                            "namespaces.{namespace}.codecs.{tier}: no calibration {hash}; put the artefact under {CALIBRATIONS}/{hash} before \
+                             the configuration names it"
+                        )));
+                    }
+                }
             }
         }
         Ok(())
@@ -165,7 +191,7 @@ impl Inner {
                 }
                 let configured = self.namespaces.find(&stored.namespace).is_some();
                 if !configured {
-                    if let Err(error) = self.check_policy(&stored.policy) {
+                    if let Err(error) = self.check_policy(&stored.namespace, &stored.policy) {
                         tracing::warn!(%error, namespace = stored.namespace, "its policy does not fit the configured backends; it holds as far as it can");
                     }
                     self.namespaces.set(&stored.namespace, stored.policy, PolicyOrigin::Action);

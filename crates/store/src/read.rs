@@ -7,16 +7,19 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use sira_backend::{BackendError, Payload};
-use sira_codec::{Chain, ChunkContext};
+use sira_codec::Chain;
 use sira_tensor::TensorSpec;
 use sira_tensor::grid::{Grid, Region, runs};
+use tokio::sync::OnceCell;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::StoreError;
 use crate::client::{Inner, Tier};
+use crate::coding::{Awaited, PartFacts, Way};
 use crate::hot::{Damaged, HotPart, Place as BlockPlace};
 use crate::ledger::Reservation;
 use crate::namespaces::count;
+use crate::part::{across, coding_bytes};
 use crate::pins::Pin;
 use crate::record::{Chunk, PartCopy, TensorRecord, chunk_name};
 use crate::sink::origin_and_shape;
@@ -30,8 +33,8 @@ const PIECE: u64 = 2 << 20;
 /// faster sent from where they lie.
 pub const SHARED_BYTES: u64 = 4 << 10;
 
-/// Chunks of a slab fetched at once, and slabs in the making at once.
-const WIDTH: usize = 2;
+/// Slabs in the making at once, at least: one goes out while the next one comes.
+const AHEAD: usize = 2;
 
 /// A get in progress. What it reads stays as it was when it began.
 pub struct Reader {
@@ -94,13 +97,11 @@ impl Reader {
             (from_memory(&place, hot.clone(), wanted, whole)?, working, None, Some(hot))
         } else {
             let source = ChunkSource::first(&inner, &place.record, place.index)?;
-            let chunk = source.grid.region_bytes(&source.grid.cell(0));
-            let slab = source.grid.slab_bytes().min(spec.nbytes());
-            let working = inner
-                .reserve(
-                    gathered.saturating_add((WIDTH as u64).saturating_mul(slab.saturating_add((2 * WIDTH as u64).saturating_mul(chunk)))),
-                )
-                .await?;
+            // What decoding needs is there, or this get fails before its first byte.
+            source.facts().await?;
+            let needs = gathered.saturating_add(source.working_bytes(spec.nbytes()));
+            source.check_memory(needs)?;
+            let working = inner.reserve(needs).await?;
             let keep = (whole && place.hot.takes(part.spec.nbytes())).then(Default::default);
             // A packed part is cut as flat bytes, and always read whole.
             let wanted = if whole { source.grid.shape().iter().map(|&extent| 0..extent).collect() } else { wanted };
@@ -271,16 +272,16 @@ impl Cursor {
     }
 }
 
-/// The chunks of one copy.
+/// The chunks of one copy. As they are stored ([`ChunkSource::fetch`]) they need nothing else; decoded, they need [`ChunkSource::facts`].
 pub(crate) struct ChunkSource {
     inner: Arc<Inner>,
     tier: Arc<Tier>,
     record: Arc<TensorRecord>,
     /// Index of the part.
     part: usize,
-    spec: TensorSpec,
     copy: PartCopy,
     chains: Vec<Chain>,
+    facts: OnceCell<Arc<PartFacts>>,
     pub grid: Grid,
 }
 
@@ -293,14 +294,49 @@ impl ChunkSource {
     }
 
     pub fn new(inner: &Arc<Inner>, record: &Arc<TensorRecord>, part: usize, copy: PartCopy) -> Result<ChunkSource, StoreError> {
-        let spec = record.parts[part].spec.clone();
-        let grid = Grid::new(&spec, &copy.chunk_shape)?;
+        let grid = Grid::new(&record.parts[part].spec, &copy.chunk_shape)?;
         if grid.cells() != copy.chunks.len() as u64 {
             let (has, wants) = (copy.chunks.len(), grid.cells());
             return Err(StoreError::Corrupt(format!("tensor {}: {has} chunks in its record, {wants} in its grid", record.key)));
         }
         let chains = copy.chains.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
-        Ok(ChunkSource { inner: inner.clone(), tier: inner.tier(&copy.backend)?, record: record.clone(), part, spec, copy, chains, grid })
+        let facts = OnceCell::new();
+        Ok(ChunkSource { inner: inner.clone(), tier: inner.tier(&copy.backend)?, record: record.clone(), part, copy, chains, facts, grid })
+    }
+
+    /// What its codecs are told of the part.
+    pub async fn facts(&self) -> Result<Arc<PartFacts>, StoreError> {
+        let part = &self.record.parts[self.part];
+        let make = || PartFacts::of(&self.inner, &part.name, &part.spec, self.record.kv_spec.as_deref(), &self.chains);
+        self.facts.get_or_try_init(make).await.cloned()
+    }
+
+    /// Chunks of a slab that are decoded at once, and slabs.
+    fn at_once(&self) -> (usize, usize) {
+        let slab = self.grid.slabs().next();
+        let cells = slab.map_or(1, |slab| self.grid.touched(&slab.region).len()).max(1);
+        let coders = &self.inner.coders;
+        (coders.chunks_at_once().min(cells), coders.slabs_at_once(cells).max(AHEAD))
+    }
+
+    /// Memory to read `nbytes` of the part at once: slabs in the making, and the chunks that are fetched and decoded for them.
+    fn working_bytes(&self, nbytes: u64) -> u64 {
+        let (chunks, slabs) = self.at_once();
+        let (slab, chunk) = (self.grid.slab_bytes().min(nbytes), self.grid.region_bytes(&self.grid.cell(0)));
+        let slabs = if self.grid.slab_bytes() >= self.record.parts[self.part].spec.nbytes() { 1 } else { slabs as u64 };
+        let coding = self.chains.iter().map(|chain| coding_bytes(chain, chunk)).max().unwrap_or(2 * chunk);
+        slabs.saturating_mul(slab.saturating_add((chunks as u64).saturating_mul(coding)))
+    }
+
+    /// Refuses a read that can never have its memory, because the codec cuts the part across.
+    fn check_memory(&self, needs: u64) -> Result<(), StoreError> {
+        let (limit, spec) = (self.inner.ledger.limit(), &self.record.parts[self.part].spec);
+        match self.chains.last() {
+            Some(chain) if needs > limit && self.grid.chunk() != sira_tensor::grid::chunk_shape(spec) => {
+                Err(StoreError::OutOfSpace(format!("{}: {}", self.record.key, across(chain, &self.grid, needs, limit))))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The chains that its chunks went through.
@@ -315,10 +351,11 @@ impl ChunkSource {
 
     /// The box `wanted`, slab by slab.
     fn stream(self, wanted: Region) -> BoxStream<'static, Result<Bytes, StoreError>> {
+        let slabs = self.at_once().1;
         let source = Arc::new(self);
         let parts = source.grid.slabs().map(move |slab| overlap(&slab.region, &wanted));
         let parts = parts.filter(|part| part.iter().all(|r| !r.is_empty()));
-        futures::stream::iter(parts).map(move |part| source.clone().read_slab(part)).buffered(WIDTH).boxed()
+        futures::stream::iter(parts).map(move |part| source.clone().read_slab(part)).buffered(slabs).boxed()
     }
 
     /// A box that lies within one slab, row-major.
@@ -334,7 +371,7 @@ impl ChunkSource {
             let source = self.clone();
             async move { source.clone().read_cell(cell).await.map(|raw| (source.grid.cell(cell), raw)) }
         });
-        let mut fetched = fetched.buffered(WIDTH);
+        let mut fetched = fetched.buffered(self.at_once().0);
         while let Some((region, raw)) = fetched.try_next().await? {
             self.grid.copy(&overlap(&region, &part), &raw, &region, &mut target, &part);
         }
@@ -352,12 +389,10 @@ impl ChunkSource {
         let raw = if chain.is_none() {
             Some(Ok(stored))
         } else {
-            let (spec, (origin, shape)) = (self.spec.clone(), origin_and_shape(&region));
-            let decode = move || {
-                let context = ChunkContext::new(spec.dtype(), &shape, &origin);
-                chain.decode(&stored, raw_len, context).map(Bytes::from)
-            };
-            self.inner.seams.work(decode).await
+            let (facts, (origin, shape)) = (self.facts().await?, origin_and_shape(&region));
+            let (job, stored_len) = ((&chain.clone(), Way::Decode, Awaited::ByClient), stored.len() as u64);
+            let decode = move || (chain.decode(&stored, raw_len, facts.chunk(&shape, &origin)).map(Bytes::from), stored_len);
+            self.inner.coders.run(&self.inner, job, raw_len as u64, decode).await
         };
         match raw {
             Some(Ok(raw)) if raw.len() == raw_len => Ok(raw),

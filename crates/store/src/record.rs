@@ -10,6 +10,7 @@ use sira_wire::{Consistency, Key};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::StoreError;
+use crate::calibrations::named;
 use crate::generated::record::sira::record as fb;
 use crate::part::PartSpec;
 use crate::sound;
@@ -47,6 +48,8 @@ pub struct TensorRecord {
     pub parts: Vec<Part>,
     /// Hash of the kv spec that they follow.
     pub kv_spec: Option<String>,
+    /// Whether its writer says that it was computed from what a lossy codec gave back.
+    pub derived_from_lossy: bool,
 }
 
 /// One n-d array of a record.
@@ -77,6 +80,9 @@ pub struct PartCopy {
     pub chains: Vec<String>,
     /// The cells, in row-major order of the grid.
     pub chunks: Vec<Chunk>,
+    /// Of a copy that a lossy codec made: the root of the mean square of the errors for that of the values, of `k` and `v` where they are known, and
+    /// of `all`.
+    pub errors: BTreeMap<String, f64>,
 }
 
 /// One stored cell.
@@ -91,6 +97,11 @@ pub struct Chunk {
 }
 
 impl Part {
+    /// Whether a copy of it is lossy.
+    pub fn is_lossy(&self) -> bool {
+        self.copies.iter().any(PartCopy::is_lossy)
+    }
+
     /// What its writer said of it.
     pub fn declared(&self) -> PartSpec {
         PartSpec { name: self.name.clone(), spec: self.spec.clone(), codec: self.codec.clone() }
@@ -101,6 +112,17 @@ impl PartCopy {
     /// Bytes in the backend.
     pub fn stored_bytes(&self) -> u64 {
         self.chunks.iter().map(|chunk| chunk.stored_bytes).sum()
+    }
+
+    /// The chains that chunks went through.
+    fn used_chains(&self) -> impl Iterator<Item = &str> {
+        let used = |index: &usize| self.chunks.iter().any(|chunk| chunk.chain as usize == *index);
+        (0..self.chains.len()).filter(used).map(|index| self.chains[index].as_str())
+    }
+
+    /// Whether it gives back other bytes than were put, or may: of a chain that is not known, nobody can tell.
+    pub fn is_lossy(&self) -> bool {
+        self.used_chains().any(|text| text != Chain::NONE && !text.parse::<Chain>().is_ok_and(|chain| chain.lossless()))
     }
 }
 
@@ -115,10 +137,15 @@ impl TensorRecord {
         self.parts.iter().any(|part| part.copies.is_empty() && part.inline.is_none())
     }
 
-    /// Whether all copies give back exactly the bytes that were put.
+    /// Whether all copies give back exactly the bytes that were put, and their writer did not say that a lossy codec was in their making.
     pub fn is_exact(&self) -> bool {
-        let chains = self.parts.iter().flat_map(|part| &part.copies).flat_map(|copy| &copy.chains);
-        chains.map(|text| text.parse::<Chain>()).all(|chain| chain.is_ok_and(|chain| chain.lossless()))
+        !self.derived_from_lossy && !self.parts.iter().any(Part::is_lossy)
+    }
+
+    /// Hashes of the calibration artefacts without which it cannot be read.
+    pub fn calibrations(&self) -> impl Iterator<Item = &str> {
+        let copies = self.parts.iter().flat_map(|part| &part.copies);
+        copies.flat_map(PartCopy::used_chains).flat_map(named)
     }
 
     /// The index of the part named `name`; without a name, of the only one.
@@ -188,6 +215,7 @@ impl TensorRecord {
             write_id: Some(write_id),
             parts: Some(parts),
             kv_spec: self.kv_spec.as_ref().map(|hash| b.create_string(hash)),
+            derived_from_lossy: self.derived_from_lossy,
         };
         let root = fb::TensorRecord::create(&mut b, &args);
         fb::finish_tensor_record_buffer(&mut b, root);
@@ -234,6 +262,7 @@ impl TensorRecord {
             write_id: root.write_id().to_string(),
             parts: parts.collect::<Result<_, _>>()?,
             kv_spec: root.kv_spec().map(String::from),
+            derived_from_lossy: root.derived_from_lossy(),
         };
         sound::check(&record).map_err(corrupt)?;
         Ok(record)
@@ -248,12 +277,22 @@ impl Part {
             .map(|copy| {
                 let chunks: Vec<_> = copy.chunks.iter().map(|c| fb::Chunk::new(c.stored_bytes, c.checksum, c.chain)).collect();
                 let chains: Vec<_> = copy.chains.iter().map(|chain| b.create_string(chain)).collect();
+                let errors: Vec<_> = copy
+                    .errors
+                    .iter()
+                    .map(|(of, relative_rmse)| {
+                        let of = Some(b.create_string(of));
+                        fb::Error::create(b, &fb::ErrorArgs { of, relative_rmse: *relative_rmse })
+                    })
+                    .collect();
                 let args = fb::CopyArgs {
                     backend: Some(b.create_string(&copy.backend)),
                     write_id: Some(b.create_string(&copy.write_id)),
                     chunk_shape: Some(b.create_vector(&copy.chunk_shape)),
                     chains: Some(b.create_vector(&chains)),
                     chunks: Some(b.create_vector(&chunks)),
+                    // Nothing where there is none, so that records without lossy copies are as they were.
+                    errors: (!errors.is_empty()).then(|| b.create_vector(&errors)),
                 };
                 fb::Copy::create(b, &args)
             })
@@ -279,6 +318,7 @@ impl Part {
                 .iter()
                 .map(|c| Chunk { stored_bytes: c.stored_bytes(), checksum: c.checksum(), chain: c.chain() })
                 .collect(),
+            errors: copy.errors().into_iter().flatten().map(|error| (error.of().to_owned(), error.relative_rmse())).collect(),
         });
         Ok(Part {
             name: part.name().to_string(),
@@ -327,6 +367,7 @@ mod tests {
             chunk_shape: vec![2, 1024],
             chains: vec!["none".into(), "planes+zstd".into()],
             chunks: vec![Chunk { stored_bytes: 9, checksum: 8, chain: 1 }, Chunk { stored_bytes: 7, checksum: 6, chain: 0 }],
+            errors: BTreeMap::new(),
         };
         let part = |name: &str, inline, copies| Part { name: name.into(), spec: spec.clone(), inline, copies, codec: Some("zstd".into()) };
         TensorRecord {
@@ -340,6 +381,7 @@ mod tests {
             write_id: "0193".into(),
             parts: vec![part("data", None, vec![copy]), part("scale", Some(vec![1, 2, 3]), vec![])],
             kv_spec: None,
+            derived_from_lossy: false,
         }
     }
 
@@ -351,6 +393,22 @@ mod tests {
         assert_eq!(TensorRecord::from_bytes("x", &tombstone.to_bytes()).unwrap(), tombstone);
         let follows = TensorRecord { kv_spec: Some("5f".repeat(32)), ..record.clone() };
         assert_eq!(TensorRecord::from_bytes("x", &follows.to_bytes()).unwrap(), follows);
+        let mut lossy = TensorRecord { derived_from_lossy: true, ..record };
+        lossy.parts[0].copies[0].errors = [("k".to_owned(), 0.25), ("v".to_owned(), 1e-9)].into();
+        assert_eq!(TensorRecord::from_bytes("x", &lossy.to_bytes()).unwrap(), lossy);
+    }
+
+    #[test]
+    fn a_copy_is_lossy_where_a_chunk_went_through_such_a_chain() {
+        let mut record = record();
+        assert!(record.is_exact());
+        // A chain that nobody knows any more: nobody can tell.
+        record.parts[0].copies[0].chains[1] = "of-another-version".into();
+        assert!(!record.is_exact() && record.parts[0].is_lossy());
+        record.parts[0].copies[0].chunks.iter_mut().for_each(|chunk| chunk.chain = 0);
+        assert!(record.is_exact(), "all of its chunks are stored as they are");
+        record.derived_from_lossy = true;
+        assert!(!record.is_exact() && !record.parts[0].is_lossy());
     }
 
     /// Written by format 1 and never changed: what it says must stay readable.
@@ -361,6 +419,18 @@ mod tests {
         }
         let golden = std::fs::read("golden/record-1.bin").unwrap();
         assert_eq!(TensorRecord::from_bytes("golden", &golden).unwrap(), record());
+    }
+
+    /// As above, with what format 1 gained since: errors of lossy copies, and what is derived from them.
+    #[test]
+    fn the_golden_record_of_lossy_data_reads_as_it_was_written() {
+        let mut lossy = TensorRecord { derived_from_lossy: true, ..record() };
+        lossy.parts[0].copies[0].errors = [("all".to_owned(), 0.25), ("k".to_owned(), 1e-9), ("v".to_owned(), 0.5)].into();
+        if std::env::var_os("SIRA_WRITE_GOLDEN").is_some() {
+            std::fs::write("golden/record-1-lossy.bin", lossy.to_bytes()).unwrap();
+        }
+        let golden = std::fs::read("golden/record-1-lossy.bin").unwrap();
+        assert_eq!(TensorRecord::from_bytes("golden", &golden).unwrap(), lossy);
     }
 
     #[test]

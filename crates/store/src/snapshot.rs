@@ -72,8 +72,9 @@ impl Snapshot {
             return Err(StoreError::NotFound(format!("no tensor {key} of kv spec {wanted}; the one that is there has {has}")));
         }
         let exact = demands.exact.unwrap_or_else(|| namespace.is_some_and(|namespace| namespace.policy().exact));
-        if exact && waiting.is_none() && !record.is_exact() {
-            return Err(StoreError::NotFound(format!("no exact copy of {key}; the one that is there went through a lossy codec")));
+        if exact && !record.is_exact() {
+            let why = if record.derived_from_lossy { "was computed from lossy data" } else { "went through a lossy codec" };
+            return Err(StoreError::NotFound(format!("no exact copy of {key}; the one that is there {why}")));
         }
         Ok((record, pin, waiting))
     }

@@ -24,6 +24,9 @@ fn of_part(part: &Part) -> Result<(), String> {
     sum(part.copies.iter().flat_map(|copy| &copy.chunks).map(|chunk| chunk.stored_bytes))
         .ok_or("chunks of more bytes than any machine has")?;
     for copy in &part.copies {
+        if let Some((of, error)) = copy.errors.iter().find(|(_, error)| !error.is_finite() || **error < 0.0) {
+            return Err(format!("an error of {error} in {of:?}"));
+        }
         if let Some(chunk) = copy.chunks.iter().find(|chunk| chunk.chain as usize >= copy.chains.len()) {
             return Err(format!("codec chain {} of {}", chunk.chain, copy.chains.len()));
         }

@@ -9,9 +9,10 @@ use sira_backend::StorageStats;
 
 use crate::StorageClient;
 use crate::client::Inner;
+use crate::coding::Coders;
 use crate::hot::HotTier;
 use crate::ledger::Ledger;
-use crate::observe::{BackendMeasurements, Latency, Measured, Requests};
+use crate::observe::{BackendMeasurements, CodecMeasurements, Latency, Measured, Requests};
 
 /// Counters since the start.
 #[derive(Default)]
@@ -41,6 +42,71 @@ pub struct StoreStats {
     pub compression_ratio: Option<f64>,
     /// Each backend, by name.
     pub backends: BTreeMap<String, BackendStats>,
+    /// Chunks through codecs, by chain without what its stages were given.
+    pub codecs: BTreeMap<String, CodecStats>,
+    /// Processors that code chunks.
+    pub coding: CodingStats,
+}
+
+/// Processors that code chunks.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CodingStats {
+    /// Chunks that are coded at once, at most.
+    pub limit: u64,
+    /// Chunks that wait for their turn.
+    pub waiting: u64,
+}
+
+/// A family of codec chains.
+#[derive(Clone, Debug, Serialize)]
+pub struct CodecStats {
+    /// Raw bytes of the chunks that were encoded, for one byte of what they became.
+    pub ratio: Option<f64>,
+    /// Chunks that were encoded, and measured where the codec is lossy.
+    pub encode: CodingTimes,
+    /// Chunks that were decoded.
+    pub decode: CodingTimes,
+}
+
+/// Chunks that went one way through a codec.
+#[derive(Clone, Debug, Serialize)]
+pub struct CodingTimes {
+    /// How many.
+    pub chunks: u64,
+    /// Their bytes as they are read.
+    pub raw_bytes: u64,
+    /// Their bytes as they are stored.
+    pub stored_bytes: u64,
+    /// Seconds of processors that all of them took.
+    pub seconds: f64,
+    /// Milliseconds that 95 of 100 did not exceed.
+    pub p95_ms: Option<f64>,
+    /// Raw bytes that one processor codes in a second.
+    pub bytes_per_second: Option<f64>,
+}
+
+impl CodingTimes {
+    fn of(latency: &Latency, raw_bytes: u64, stored_bytes: u64) -> CodingTimes {
+        let seconds = (latency.seconds * 1e6).round() / 1e6;
+        CodingTimes {
+            chunks: latency.count(),
+            raw_bytes,
+            stored_bytes,
+            seconds,
+            p95_ms: milliseconds(latency.quantile(0.95)),
+            bytes_per_second: (latency.seconds > 0.0).then(|| (raw_bytes as f64 / latency.seconds).round()),
+        }
+    }
+}
+
+impl CodecStats {
+    fn of(measured: &CodecMeasurements) -> CodecStats {
+        CodecStats {
+            ratio: ratio(measured.raw_in, measured.stored_out),
+            encode: CodingTimes::of(&measured.encode, measured.raw_in, measured.stored_out),
+            decode: CodingTimes::of(&measured.decode, measured.raw_out, measured.stored_in),
+        }
+    }
 }
 
 /// Operations since the start.
@@ -130,6 +196,11 @@ fn ratio(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
+/// To the microsecond.
+fn milliseconds(seconds: Option<f64>) -> Option<f64> {
+    seconds.map(|seconds| (seconds * 1e6).round() / 1e3)
+}
+
 impl CallStats {
     fn of<'a>(rows: impl Iterator<Item = &'a Measured>) -> CallStats {
         let (mut ok, mut failed) = (Latency::default(), 0);
@@ -139,8 +210,6 @@ impl CallStats {
                 _ => failed += row.latency.count(),
             }
         }
-        // To the microsecond.
-        let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6).round() / 1e3);
         CallStats {
             ok: ok.count(),
             failed,
@@ -184,6 +253,8 @@ pub struct Measurements {
     pub requests: Vec<Measured>,
     /// Calls of each backend, by its name.
     pub backends: BTreeMap<String, BackendMeasurements>,
+    /// Chunks through codecs, by chain without what its stages were given.
+    pub codecs: BTreeMap<String, CodecMeasurements>,
 }
 
 impl StorageClient {
@@ -191,7 +262,7 @@ impl StorageClient {
     pub fn measurements(&self) -> Measurements {
         let tiers = self.inner.all_tiers();
         let backends = tiers.iter().map(|tier| (tier.name.clone(), tier.meter.read())).collect();
-        Measurements { requests: self.inner.counters.requests.read(), backends }
+        Measurements { requests: self.inner.counters.requests.read(), backends, codecs: self.inner.coders.read() }
     }
 }
 
@@ -209,6 +280,7 @@ impl Counters {
     pub fn snapshot(
         &self,
         ledger: &Ledger,
+        coders: &Coders,
         hot: &[Arc<HotTier>],
         unwritten_bytes: u64,
         backends: BTreeMap<String, BackendStats>,
@@ -237,6 +309,8 @@ impl Counters {
             hit_ratio: ratio(of(&self.hits), of(&self.hits) + of(&self.misses)),
             compression_ratio: ratio(all(|stats| stats.raw_bytes), all(|stats| stats.stored_bytes)),
             backends,
+            codecs: coders.read().iter().map(|(family, measured)| (family.clone(), CodecStats::of(measured))).collect(),
+            coding: CodingStats { limit: coders.count() as u64, waiting: coders.waiting() },
         }
     }
 }

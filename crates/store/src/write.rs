@@ -14,7 +14,9 @@ use sira_tensor::TensorSpec;
 use sira_wire::{Code, Condition, Consistency, Key, PutAnswer};
 use tokio::sync::oneshot;
 
+use crate::calibrations::{Artefact, MODEL, Use};
 use crate::client::{Inner, Tier, WriteOptions, needs};
+use crate::coding::{Awaited, PartFacts};
 use crate::commit::Commit;
 use crate::hot::HotPart;
 use crate::ledger::Reservation;
@@ -54,8 +56,15 @@ pub struct Writer {
     level: Consistency,
     ttl: Option<u64>,
     condition: Option<Condition>,
+    /// Whether a get will give what is put.
+    lossless: bool,
+    derived_from_lossy: bool,
     home: Arc<Tier>,
-    plans: Vec<PartPlan>,
+    plans: Vec<Arc<PartPlan>>,
+    /// Keeps the calibration artefacts that its codecs need.
+    _calibrations: Vec<Use>,
+    /// The calibration artefact that is put.
+    artefact: Option<Artefact>,
     nbytes: u64,
     filled: u64,
     /// The first bytes, until it is decided where they go.
@@ -85,26 +94,43 @@ impl Writer {
         let namespace = inner.namespaces.of(key.namespace());
         let policy = namespace.policy();
         crate::client::writable(&key, &policy)?;
+        let mut followed = None;
         if let Some(hash) = &options.kv_spec {
-            let spec = inner.kv_specs.get(&inner, hash).await?;
+            let spec = followed.insert(inner.kv_specs.get(&inner, hash).await?);
             let mut described: Vec<_> = parts.iter().map(|part| (part.name.clone(), part.spec.clone())).collect();
             spec.admit(&mut described)?;
             parts.iter_mut().zip(described).for_each(|(part, (_, spec))| part.spec = spec);
         }
         let nbytes = total(&parts)?;
-        if options.condition.is_some() {
-            crate::commit::check(&key, inner.alive(&key)?.as_ref(), options.condition)?;
-        }
-        let default = policy.consistency.unwrap_or(if namespace.is_cache() { Consistency::Weak } else { inner.options.consistency });
-        let home = inner.place(&key, &parts, nbytes, options.consistency.unwrap_or(default))?;
-        let level = level(&inner, &home, options.consistency, default)?;
-        let mut plans = Vec::with_capacity(parts.len());
+        let artefact = Artefact::of(&inner, &key, &parts).await?;
+        let exact = policy.exact || artefact.is_some();
+        // What others need to be read must not be lost before they are.
+        let asked = options.consistency.filter(|_| artefact.is_none());
+        let default = if artefact.is_some() { Some(Consistency::Strong) } else { policy.consistency };
+        let default = default.unwrap_or(if namespace.is_cache() { Consistency::Weak } else { inner.options.consistency });
+        let home = inner.place(&key, &parts, nbytes, asked.unwrap_or(default))?;
+        let level = level(&inner, &home, asked, default)?;
+        let (mut plans, mut calibrations) = (Vec::with_capacity(parts.len()), Vec::new());
         for part in parts {
-            let chain = inner.chain(&namespace, &home.name, part.codec.as_deref())?;
-            if policy.exact && !chain.lossless() {
-                return Err(StoreError::Unsupported(format!("codec {chain} is lossy, and namespace {} is exact", namespace.name)));
+            let model = followed.as_ref().map(|spec| &spec.model).or_else(|| part.spec.attributes().get(MODEL));
+            let chain = inner.chain(&namespace, &home.name, part.codec.as_deref(), model.map(String::as_str))?;
+            if exact && (!chain.lossless() || options.derived_from_lossy) {
+                let what = if chain.lossless() { "what is derived from lossy data".to_owned() } else { format!("codec {chain}") };
+                return Err(StoreError::Unsupported(format!("namespace {} is exact, and takes no lossy data: {what}", namespace.name)));
             }
-            plans.push(PartPlan::new(part, chain)?);
+            if let Some(hash) = chain.calibration() {
+                calibrations.push(inner.calibrations.hold(&inner, hash).await?);
+            }
+            let facts = PartFacts::of(&inner, &part.name, &part.spec, options.kv_spec.as_deref(), std::slice::from_ref(&chain)).await?;
+            let plan = PartPlan::new(&inner, part, chain, facts)?;
+            plan.check_memory(inner.ledger.limit())?;
+            plans.push(Arc::new(plan));
+        }
+        // A small part lies in the record as it is.
+        let lossless = (0..plans.len()).all(|index| plans[index].chain.lossless() || is_small(&plans, index));
+        if options.condition.is_some() {
+            let exact = lossless && !options.derived_from_lossy;
+            crate::commit::check(&key, inner.alive(&key)?.as_ref(), options.condition, exact)?;
         }
         let working = match options.scratch {
             0 => inner.reserve(nbytes.min(EARLY_BYTES)).await?,
@@ -115,10 +141,14 @@ impl Writer {
             kv_spec: options.kv_spec,
             write_id: inner.seams.write_id(),
             level,
-            ttl: options.ttl.or(policy.ttl).or(inner.options.ttl),
+            ttl: options.ttl.or(policy.ttl).or(inner.options.ttl).filter(|_| artefact.is_none()),
             condition: options.condition,
+            lossless,
+            derived_from_lossy: options.derived_from_lossy,
             home,
             plans,
+            _calibrations: calibrations,
+            artefact,
             nbytes,
             filled: 0,
             early: None,
@@ -143,7 +173,8 @@ impl Writer {
         inner.record_tier()?.headroom().await?;
         let tier = if nbytes <= INLINE_BYTES { inner.options.record_backend.clone() } else { self.home.name.clone() };
         self.promise = Some(inner.promise(&self.namespace, &self.key, &tier, nbytes).await?);
-        let weak = self.level == Consistency::Weak && self.home.keeps() > Survives::Nothing && nbytes > 0;
+        // What waits in memory is what was put, and a get must not give one thing before it is written and another after.
+        let weak = self.level == Consistency::Weak && self.home.keeps() > Survives::Nothing && nbytes > 0 && self.lossless;
         if let Some(permit) = weak.then(|| inner.behind.budget(nbytes)).flatten() {
             // Without memory to keep it in, it is written at once, which keeps more than was asked.
             let adopted = self.adopted.take().map(|memory| vec![memory]);
@@ -186,6 +217,9 @@ impl Writer {
             return Err(StoreError::Incomplete(format!("{}; {more} more came", self.described())));
         }
         self.filled += bytes.len() as u64;
+        if let Some(artefact) = &mut self.artefact {
+            artefact.write(bytes);
+        }
         if self.course.is_none() {
             if self.filled <= EARLY_BYTES {
                 let early = match &mut self.early {
@@ -204,7 +238,7 @@ impl Writer {
     /// Passes on what came before it was decided where it goes. If that is all of a small tensor, it becomes its stored payload as it lies.
     async fn fill_early(&mut self) -> Result<(), StoreError> {
         let Some(early) = self.early.take() else { return self.fill(&[]).await };
-        let whole = |plan: &PartPlan| plan.grid.slab_bytes() == self.nbytes && early.bytes().len() as u64 == self.nbytes;
+        let whole = |plan: &Arc<PartPlan>| plan.grid.slab_bytes() == self.nbytes && early.bytes().len() as u64 == self.nbytes;
         if !matches!(&self.plans[..], [only] if whole(only)) {
             return self.fill(early.bytes()).await;
         }
@@ -248,9 +282,8 @@ impl Writer {
         let (target, reservation) = match &mut self.course {
             Some(Course::Behind(_, memory)) => (Target::Kept, std::mem::take(&mut memory[index])),
             Some(Course::Chunks) if !inline => {
-                let (home, chain) = (self.home.clone(), plan.chain.clone());
-                let level = durability(self.level);
-                let sink = ChunkSink::new(&self.inner, home, &self.write_id, index, &plan.part.spec, chain, level)?;
+                let (home, level) = (self.home.clone(), durability(self.level));
+                let sink = ChunkSink::new(&self.inner, home, (&self.write_id, index), plan.clone(), level, Awaited::ByClient);
                 (Target::Chunks(sink), Reservation::default())
             }
             _ => (Target::Kept, Reservation::default()),
@@ -262,9 +295,7 @@ impl Writer {
 
     /// Whether a part lies inside the record: small ones do, beside large ones too, as long as all of them together are small.
     fn is_inline(&self, index: usize) -> bool {
-        let before = |plan: &PartPlan| Some(plan.part.spec.nbytes()).filter(|&nbytes| nbytes <= INLINE_BYTES).unwrap_or(0);
-        let sum: u64 = self.plans[..index].iter().map(before).sum();
-        !matches!(self.course, Some(Course::Behind(..))) && sum + self.plans[index].part.spec.nbytes() <= INLINE_BYTES
+        !matches!(self.course, Some(Course::Behind(..))) && is_small(&self.plans, index)
     }
 
     fn described(&self) -> String {
@@ -304,11 +335,21 @@ impl Writer {
                 self.filled
             )));
         }
+        let model = match self.artefact.take() {
+            Some(artefact) => Some(artefact.check(&self.inner).await?).filter(|model| !model.is_empty()),
+            None => None,
+        };
         if self.course.is_none() {
             self.settle().await?;
         }
         self.fill_early().await?;
-        let (parts, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.done).into_iter().unzip();
+        let (mut parts, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.done).into_iter().unzip();
+        if let (Some(model), Some(part)) = (model, parts.first_mut()) {
+            // As the artefact says, whatever its writer did.
+            let mut attributes = part.spec.attributes().clone();
+            attributes.insert(MODEL.to_owned(), model);
+            part.spec = part.spec.clone().with_attributes(attributes)?;
+        }
         let now = self.inner.now();
         let record = TensorRecord {
             key: self.key.clone(),
@@ -321,9 +362,11 @@ impl Writer {
             write_id: self.write_id.clone(),
             parts,
             kv_spec: self.kv_spec.clone(),
+            derived_from_lossy: self.derived_from_lossy,
         };
         let kept: Vec<_> = kept.into_iter().map(|part| part.map(|part| Arc::new(part.counted(&self.namespace.memory)))).collect();
-        let mut commit = Commit { record, condition: self.condition, durability: durability(self.level) };
+        let exact = self.lossless && !self.derived_from_lossy;
+        let mut commit = Commit { record, condition: self.condition, exact, durability: durability(self.level) };
         let created = match self.course.take() {
             Some(Course::Behind(permit, _)) => {
                 let kept = kept.into_iter().collect::<Option<Vec<_>>>();
@@ -360,12 +403,12 @@ impl Drop for Writer {
             return;
         }
         // What the task that stores chunks still writes is swept after it; its memory is in use until then.
-        let storing = self.current.as_mut().and_then(|(_, part, _)| part.storing());
+        let storing = self.current.as_mut().map(|(_, part, _)| part.storing()).unwrap_or_default();
         let (inner, home, write_id) = (self.inner.clone(), self.home.clone(), self.write_id.clone());
         let working = std::mem::take(&mut self.working);
         self.inner.seams.spawner.spawn(Box::pin(async move {
-            if let Some(storing) = storing {
-                drop(storing.await);
+            for slab in storing {
+                drop(slab.await);
             }
             drop(working);
             if let Err(error) = upkeep::sweep(&inner, &home, &write_id).await {
@@ -375,9 +418,16 @@ impl Drop for Writer {
     }
 }
 
+/// Whether a part is small, together with the small ones before it.
+fn is_small(plans: &[Arc<PartPlan>], index: usize) -> bool {
+    let before = |plan: &Arc<PartPlan>| Some(plan.part.spec.nbytes()).filter(|&nbytes| nbytes <= INLINE_BYTES).unwrap_or(0);
+    let sum: u64 = plans[..index].iter().map(before).sum();
+    sum.saturating_add(plans[index].part.spec.nbytes()) <= INLINE_BYTES
+}
+
 /// Memory that the largest part takes while it is filled; parts come one after another.
-fn working_bytes(plans: &[PartPlan]) -> u64 {
-    plans.iter().map(PartPlan::working_bytes).max().unwrap_or(0)
+fn working_bytes(plans: &[Arc<PartPlan>]) -> u64 {
+    plans.iter().map(|plan| plan.working_bytes()).max().unwrap_or(0)
 }
 
 /// Bytes of all parts.
@@ -417,10 +467,10 @@ pub(crate) fn level(inner: &Inner, home: &Tier, asked: Option<Consistency>, defa
 }
 
 impl Inner {
-    /// The chain of a part: its writer's, the namespace's for its home, the configured one.
-    pub fn chain(&self, namespace: &Namespace, home: &str, asked: Option<&str>) -> Result<Chain, StoreError> {
+    /// The chain of a part of `model`, where that is known: its writer's, the namespace's for its home, the configured one.
+    pub fn chain(&self, namespace: &Namespace, home: &str, asked: Option<&str>, model: Option<&str>) -> Result<Chain, StoreError> {
         match asked {
-            Some(text) => Ok(text.parse()?),
+            Some(text) => self.calibrated(text, model),
             None => Ok(namespace.codec(home)?.unwrap_or_else(|| self.options.codec.clone())),
         }
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::Consistency;
 
 /// What a server says of a key: the answer of `info`, the entries of `list`, `app_metadata` of a FlightInfo.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// `namespace/rest`.
     pub key: String,
@@ -31,6 +31,16 @@ pub struct Entry {
     pub tiers: Vec<String>,
     /// Codec chain of the home copy's policy.
     pub codec: String,
+    /// Whether a get gives what a lossy codec made of the bytes that were put.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub lossy: bool,
+    /// Of a lossy copy, as it was measured when it was made: the root of the mean square of the errors for that of the values, of `all`, and of `k`
+    /// and `v` where they are known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub relative_rmse: BTreeMap<String, f64>,
+    /// Whether its writer said that it was computed from what a lossy codec gave back.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub derived_from_lossy: bool,
     /// The level it was put with.
     pub consistency: Consistency,
     /// When it was committed, milliseconds since 1970 by the server's clock.
@@ -51,7 +61,7 @@ pub struct Entry {
 pub const PARTS: &str = "parts";
 
 /// What a server says of one part.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartEntry {
     /// Its name.
     pub name: String,
@@ -67,8 +77,18 @@ pub struct PartEntry {
     pub stored_bytes: u64,
     /// Codec chain of the home copy's policy.
     pub codec: String,
+    /// As in [`Entry::lossy`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub lossy: bool,
+    /// As in [`Entry::relative_rmse`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub relative_rmse: BTreeMap<String, f64>,
     /// The client's attributes.
     pub attributes: BTreeMap<String, String>,
+}
+
+pub(crate) fn is_false(is: &bool) -> bool {
+    !is
 }
 
 /// The answer to a put.
@@ -103,7 +123,7 @@ pub struct DeleteAnswer {
 }
 
 /// The answer of `list`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ListAnswer {
     /// Keys in byte order.
     pub entries: Vec<Entry>,

@@ -43,9 +43,13 @@ pub enum Code {
     ReadOnly,
     /// No token, or one that the server does not accept.
     Unauthenticated,
+    /// A codec names a calibration artefact that is not there.
+    UnknownCalibration,
+    /// Others need what is to be deleted.
+    InUse,
 }
 
-const CODES: [(Code, &str); 19] = [
+const CODES: [(Code, &str); 21] = [
     (Code::BadKey, "SIRA_BAD_KEY"),
     (Code::BadRequest, "SIRA_BAD_REQUEST"),
     (Code::BadTensor, "SIRA_BAD_TENSOR"),
@@ -65,6 +69,8 @@ const CODES: [(Code, &str); 19] = [
     (Code::UnknownKvSpec, "SIRA_UNKNOWN_KV_SPEC"),
     (Code::ReadOnly, "SIRA_READ_ONLY"),
     (Code::Unauthenticated, "SIRA_UNAUTHENTICATED"),
+    (Code::UnknownCalibration, "SIRA_UNKNOWN_CALIBRATION"),
+    (Code::InUse, "SIRA_IN_USE"),
 ];
 
 impl Code {

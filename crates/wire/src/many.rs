@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sira_tensor::shape::MAX_RANK;
 use sira_tensor::{TensorSpec, kv};
 
-use crate::entry::PutAnswer;
+use crate::entry::{PutAnswer, is_false};
 pub use crate::keys::{KeyList, KeysBody, KeysRequest};
 use crate::limited::{list, option};
 use crate::options::{check_kv_spec, check_ttl, dtype, refuse};
@@ -311,6 +311,9 @@ pub struct PutItem {
     /// Hash of the kv spec that it follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_spec: Option<String>,
+    /// Whether it was computed from what a lossy codec gave back.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub derived_from_lossy: bool,
 }
 
 impl PutItem {

@@ -12,6 +12,9 @@ use crate::{Code, Consistency, Key, WireError};
 
 versioned!(NamespaceRequest, KvSpecRequest, RouteRequest);
 
+/// The namespace of calibration artefacts: one-axis tensors of `uint8`, each under the SHA-256 of its bytes.
+pub const CALIBRATIONS: &str = "calibration";
+
 /// What a namespace is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

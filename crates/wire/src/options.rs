@@ -10,6 +10,7 @@ use sira_tensor::DType;
 use sira_tensor::shape::MAX_RANK;
 
 use crate::encoded::Encoding;
+use crate::entry::is_false;
 use crate::key::shortened;
 use crate::limited::{List, option};
 use crate::request::{Versioned, parse, versioned};
@@ -35,6 +36,8 @@ pub mod metadata {
     pub const KV_SPEC: &str = "sira.kv_spec";
     /// Of a put, how the chunks that come are cut and encoded; of an answer, those that it sends. JSON.
     pub const ENCODED: &str = "sira.encoded";
+    /// Whether it was computed from what a lossy codec gave back: `true` or `false`.
+    pub const DERIVED_FROM_LOSSY: &str = "sira.derived_from_lossy";
     /// What attribute names start with.
     pub const ATTRIBUTE_PREFIX: &str = "sira.attr.";
 }
@@ -126,6 +129,8 @@ pub struct PutOptions {
     pub kv_spec: Option<String>,
     /// The bytes come as chunks that are encoded already, cut and encoded like this.
     pub encoded: Option<Encoding>,
+    /// Whether it was computed from what a lossy codec gave back: then it is not exact, however it is kept.
+    pub derived_from_lossy: bool,
     /// The client's own attributes.
     pub attributes: BTreeMap<String, String>,
 }
@@ -154,6 +159,8 @@ struct Command {
     kv_spec: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     encoded: Option<Encoding>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    derived_from_lossy: bool,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     attributes: BTreeMap<String, String>,
 }
@@ -184,10 +191,14 @@ impl PutOptions {
                 metadata::CONSISTENCY => options.consistency = Some(value.parse()?),
                 metadata::KV_SPEC => options.kv_spec = Some(value.clone()),
                 metadata::ENCODED => options.encoded = Some(Encoding::parse(value)?),
+                metadata::DERIVED_FROM_LOSSY => {
+                    options.derived_from_lossy =
+                        value.parse().map_err(|_| refuse(format!("{name} is {value:?}; it may be true or false")))?;
+                }
                 metadata::IF => options.condition = Some(value.parse()?),
                 _ => {
                     return Err(refuse(format!(
-                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if, .kv_spec, .encoded and .attr.NAME"
+                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if, .kv_spec, .encoded, .derived_from_lossy and .attr.NAME"
                     )));
                 }
             }
@@ -209,6 +220,7 @@ impl PutOptions {
             (metadata::IF, self.condition.map(|v| v.to_string())),
             (metadata::KV_SPEC, self.kv_spec.clone()),
             (metadata::ENCODED, self.encoded.as_ref().and_then(|encoded| serde_json::to_string(encoded).ok())),
+            (metadata::DERIVED_FROM_LOSSY, self.derived_from_lossy.then(|| "true".to_owned())),
         ];
         entries.extend(fields.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
         entries
@@ -227,6 +239,7 @@ impl PutOptions {
             condition: command.condition.as_deref().map(str::parse).transpose()?,
             kv_spec: command.kv_spec,
             encoded: command.encoded,
+            derived_from_lossy: command.derived_from_lossy,
             attributes: command.attributes,
         };
         Ok((command.key.parse()?, options.checked()?))
@@ -246,6 +259,7 @@ impl PutOptions {
             condition: self.condition.map(|condition| condition.to_string()),
             kv_spec: self.kv_spec.clone(),
             encoded: self.encoded.clone(),
+            derived_from_lossy: self.derived_from_lossy,
             attributes: self.attributes.clone(),
         })
     }

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use sira_tensor::TensorSpec;
 use sira_tensor::kv::{KvField, KvSpec, Rope, RopeStyle};
 
+/// What the names of attributes that a .safetensors file said of itself begin with.
+const FILE: &str = "safetensors.";
+
 /// What a codec may know of a part of a KV cache: from the kv spec that its key follows, or from the tensor's own attributes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct KvFacts {
@@ -20,8 +23,9 @@ pub struct KvFacts {
 
 impl KvFacts {
     /// Facts of the part `name`, described by `spec`. The kv spec's are taken first; what it does not say, or where there is none, comes
-    /// from the attributes `model`, `rope` (`half`, `interleaved`), `rope_theta`, `rope_dim`, `first_position`, as text. An
-    /// attribute `kv.first_position` says where one block of a sequence begins. `None` where nothing is known.
+    /// from the attributes `model`, `rope` (`half`, `interleaved`), `rope_theta`, `rope_dim`, `first_position`, as text, or from those of
+    /// a file that was put, which begin with `safetensors.`. An attribute `kv.first_position` says where one block of a sequence
+    /// begins. `None` where nothing is known.
     pub fn of(name: &str, spec: &TensorSpec, kv: Option<&KvSpec>) -> Option<KvFacts> {
         let attributes = spec.attributes();
         let mut rope = kv.map_or_else(|| rope(attributes), |kv| kv.rope.clone());
@@ -29,7 +33,7 @@ impl KvFacts {
         if let (Some(rope), Some(first)) = (&mut rope, first) {
             rope.first_position = first;
         }
-        let model = kv.map(|kv| kv.model.clone()).or_else(|| attributes.get("model").cloned());
+        let model = kv.map(|kv| kv.model.clone()).or_else(|| text(attributes, "model").map(str::to_owned));
         let fields = kv.and_then(|kv| kv.parts.iter().find(|part| part.name == name)).map(|part| part.fields.clone());
         if model.is_none() && rope.is_none() && fields.is_none() {
             return None;
@@ -38,9 +42,13 @@ impl KvFacts {
     }
 }
 
+fn text<'a>(attributes: &'a BTreeMap<String, String>, name: &str) -> Option<&'a str> {
+    attributes.get(name).or_else(|| attributes.get(&format!("{FILE}{name}"))).map(String::as_str)
+}
+
 /// The rotary embedding that attributes describe, if they do: all of `rope`, `rope_theta` and `rope_dim`.
 fn rope(attributes: &BTreeMap<String, String>) -> Option<Rope> {
-    let text = |name: &str| attributes.get(name).map(String::as_str);
+    let text = |name| text(attributes, name);
     let style = match text("rope")? {
         "half" => RopeStyle::Half,
         "interleaved" => RopeStyle::Interleaved,
@@ -49,7 +57,7 @@ fn rope(attributes: &BTreeMap<String, String>) -> Option<Rope> {
     let theta: f64 = text("rope_theta")?.parse().ok()?;
     let dim: u32 = text("rope_dim")?.parse().ok()?;
     let first_position = text("first_position").map_or(Some(0), |text| text.parse().ok())?;
-    let sound = theta.is_finite() && theta > 0.0 && dim > 0 && dim % 2 == 0;
+    let sound = theta.is_finite() && theta > 0.0 && dim > 0 && dim.is_multiple_of(2);
     sound.then(|| Rope { theta, dim, style, first_position, scaling: BTreeMap::new() })
 }
 
@@ -69,6 +77,9 @@ mod tests {
         let facts = KvFacts::of("data", &spec(&all), None).unwrap();
         let rope = facts.rope.unwrap();
         assert_eq!((rope.theta, rope.dim, rope.style, rope.first_position), (100_000.0, 64, RopeStyle::Half, 7));
+        let of_file: Vec<_> = all.iter().map(|(name, value)| (format!("safetensors.{name}"), *value)).collect();
+        let of_file: Vec<_> = of_file.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        assert_eq!(KvFacts::of("data", &spec(&of_file), None), KvFacts::of("data", &spec(&all), None));
         assert_eq!(KvFacts::of("data", &spec(&[]), None), None);
         for (name, value) in [("rope", "quarter"), ("rope_theta", "-1"), ("rope_dim", "63"), ("first_position", "x")] {
             let attributes: Vec<_> = all.iter().map(|&(n, v)| if n == name { (n, value) } else { (n, v) }).collect();

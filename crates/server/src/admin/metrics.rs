@@ -8,7 +8,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
-use sira_store::observe::{BUCKETS, BackendMeasurements, Latency, Measured};
+use sira_store::observe::{BUCKETS, BackendMeasurements, CodecMeasurements, Latency, Measured};
 use sira_store::{Measurements, StoreStats};
 
 use super::State;
@@ -56,6 +56,7 @@ impl Collector for Snapshot {
         if let Some((measured, stats)) = &self.store {
             requests(&mut out, measured, stats)?;
             backends(&mut out, measured)?;
+            codecs(&mut out, measured, stats)?;
             self.tiers(&mut out, stats)?;
             store(&mut out, stats)?;
         }
@@ -106,6 +107,28 @@ fn backends(out: &mut Out<'_>, measured: &Measurements) -> fmt::Result {
     out.counter("sira_chunk_stored", "Bytes of the same chunks as stored", Some(Unit::Bytes), of(|backend| backend.stored_bytes))?;
     out.counter("sira_hot_hits", "Gets answered from memory, by the home of their tensors", None, of(|backend| backend.hits))?;
     out.counter("sira_hot_misses", "Gets that read the home of their tensors", None, of(|backend| backend.misses))
+}
+
+/// Chunks through codecs, and those that wait for a processor.
+fn codecs(out: &mut Out<'_>, measured: &Measurements, stats: &StoreStats) -> fmt::Result {
+    let ways = |codec: &CodecMeasurements| {
+        [("encode", codec.encode, [codec.raw_in, codec.stored_out]), ("decode", codec.decode, [codec.raw_out, codec.stored_in])]
+    };
+    let rows = || measured.codecs.iter().flat_map(move |(family, codec)| ways(codec).map(|way| (family.as_str(), way)));
+    let times = rows().filter(|(_, (_, latency, _))| latency.count() > 0);
+    let times = times.map(|(family, (way, latency, _))| (vec![("codec", family), ("direction", way)], latency));
+    out.histogram("sira_codec", "Time of a processor for one chunk", times)?;
+    for (at, name, help) in [
+        (0, "sira_codec_raw", "Bytes of chunks as they are read, that were encoded or decoded"),
+        (1, "sira_codec_stored", "Bytes of the same chunks as they are stored"),
+    ] {
+        let bytes = rows().map(|(family, (way, _, bytes))| (vec![("codec", family), ("direction", way)], bytes[at]));
+        out.counter(name, help, Some(Unit::Bytes), bytes)?;
+    }
+    out.gauge("sira_codec_waiting", "Chunks that wait for a processor", None, [(vec![], stats.coding.waiting as f64)])?;
+    out.gauge("sira_codec_limit", "Chunks that are coded at once, at most", None, [(vec![], stats.coding.limit as f64)])?;
+    let ratios = stats.backends.iter().filter_map(|(name, backend)| Some((vec![("backend", name.as_str())], backend.compression_ratio?)));
+    out.gauge("sira_backend_compression_ratio", "Bytes of a backend's chunks before they were encoded, for one stored", None, ratios)
 }
 
 impl Snapshot {

@@ -34,6 +34,9 @@ pub(crate) struct PutArgs {
     /// When the put is acknowledged: strong, eventual or weak
     #[arg(long, value_name = "LEVEL")]
     pub consistency: Option<Consistency>,
+    /// It was computed from what a lossy codec gave back: gets that want exact bytes do not find it
+    #[arg(long)]
+    pub derived_from_lossy: bool,
     /// Hash of a registered kv spec that the tensor must follow, as `sira spec put` gives it
     #[arg(long, value_name = "HASH")]
     pub spec: Option<String>,
@@ -285,6 +288,57 @@ pub(crate) enum SpecCommand {
     },
 }
 
+/// `sira codec`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CodecCommand {
+    /// List the stages that codec chains are made of.
+    List {
+        /// One line of JSON for each
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what codecs make of a tensor in a .safetensors file: size, speed, error. No server is asked.
+    Try(CodecTryArgs),
+}
+
+/// `sira codec try`.
+#[derive(Debug, Args)]
+pub(crate) struct CodecTryArgs {
+    /// .safetensors; its metadata may name the axes (axes) and the rotary embedding (rope, rope_theta, rope_dim, first_position)
+    pub file: PathBuf,
+    /// Chains joined by commas, or all
+    #[arg(long = "codec", value_name = "CHAINS", value_delimiter = ',')]
+    pub codecs: Vec<String>,
+    /// A calibration, as `sira calibrate` made it, for codecs that take one
+    #[arg(long = "calib", value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    /// Which tensor of a file that holds several
+    #[arg(long, value_name = "NAME")]
+    pub tensor: Option<String>,
+    /// Names of the axes, joined by commas, instead of the file's own
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub axes: Vec<String>,
+    /// Write what the one codec gives back
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Seconds to time each codec for, encoding and decoding apart
+    #[arg(long, default_value_t = 1.0, value_parser = parse_seconds)]
+    pub seconds: f64,
+    /// Cores that would work at it, for the link speeds [default: all of this machine]
+    #[arg(long)]
+    pub cores: Option<std::num::NonZero<usize>>,
+    /// One line of JSON for each codec
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl CodecTryArgs {
+    /// The cores that are asked about.
+    pub fn cores(&self) -> usize {
+        self.cores.or_else(|| std::thread::available_parallelism().ok()).map_or(1, std::num::NonZero::get)
+    }
+}
+
 fn or_default<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Setting<T>, String> {
     match text {
         "default" => Ok(Setting::Default),
@@ -305,6 +359,10 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     let interval =
         units::parse_duration(text).filter(|interval| (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(interval));
     interval.ok_or_else(|| "seconds, or text such as 500ms or 5s; 100ms to 1h".to_owned())
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|seconds| (0.0..=3600.0).contains(seconds)).ok_or_else(|| "seconds, 0 to 3600".to_owned())
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {

@@ -22,7 +22,7 @@ use super::{Server, plural, print, print_line};
 use crate::Failure;
 use crate::cli::ImportArgs;
 use crate::config::units::short_size;
-use crate::formats::avro::{Header, KvSpec, Place};
+use crate::formats::avro::{Header, KvSpec, Place, is_artefact};
 use crate::progress::Progress;
 
 /// How often the state file is written; after an interruption, what it does not know yet is imported again, to the same content.
@@ -123,7 +123,8 @@ impl Import<'_> {
                     self.source_ends().await?;
                     self.done.expired += 1;
                 }
-                Some(job) if Batch::takes(&job) => {
+                // What others need is there before they are put.
+                Some(job) if Batch::takes(&job) && !is_artefact(&header.key) => {
                     if !self.batch.has_room(&job) {
                         self.flush().await?;
                     }

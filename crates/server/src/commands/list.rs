@@ -126,6 +126,9 @@ mod tests {
             backend: "rocksdb".into(),
             tiers: tiers.iter().map(|tier| (*tier).to_owned()).collect(),
             codec: "none".into(),
+            lossy: false,
+            relative_rmse: Default::default(),
+            derived_from_lossy: false,
             consistency: Default::default(),
             created_ms: 0,
             expires_ms: None,
@@ -154,6 +157,8 @@ mod tests {
             nbytes: 8,
             stored_bytes: 4,
             codec: "none".into(),
+            lossy: false,
+            relative_rmse: Default::default(),
             attributes: Default::default(),
         };
         let entry = Entry {

@@ -1,5 +1,6 @@
 //! The client commands. Each talks to a server; none touches its data.
 
+mod codec;
 mod collect;
 mod export;
 mod get;
@@ -23,6 +24,7 @@ use sira_client::{Client, ClientError, ConnectOptions};
 
 use crate::Failure;
 use crate::cli::TrustArgs;
+pub(crate) use codec::codec;
 pub(crate) use export::export;
 pub(crate) use get::get;
 pub(crate) use health::health;

@@ -13,7 +13,6 @@ use super::{Server, note, plural, print, print_line, put_many};
 use crate::Failure;
 use crate::cli::PutArgs;
 use crate::config::units::short_size;
-use crate::formats::safetensors::Contents;
 use crate::formats::{self, TensorFile};
 use crate::progress::Progress;
 
@@ -43,20 +42,27 @@ impl PutArgs {
             consistency: self.consistency,
             kv_spec: self.spec.clone(),
             condition: self.condition,
+            derived_from_lossy: self.derived_from_lossy,
             ..PutOptions::default()
         }
     }
 
-    /// A tensor with the axes and attributes that the arguments say, and further ones that they do not.
-    pub(super) fn describe(&self, spec: TensorSpec, mut more: BTreeMap<String, String>) -> Result<TensorSpec, sira_tensor::TensorError> {
-        more.extend(self.attributes.iter().cloned());
-        spec.with_axes(self.axes.clone())?.with_attributes(more)
+    /// A tensor with the axes and attributes that the arguments say, and what they do not say and the file's metadata does.
+    pub(super) fn describe(
+        &self,
+        spec: TensorSpec,
+        metadata: &BTreeMap<String, String>,
+        mut attributes: BTreeMap<String, String>,
+    ) -> Result<TensorSpec, sira_tensor::TensorError> {
+        attributes.extend(self.attributes.iter().cloned());
+        formats::named(spec, &self.axes, metadata)?.with_attributes(attributes)
     }
 }
 
 async fn put_one(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
     let source = formats::open(&args.file, args.tensor.as_deref()).await?;
-    let spec = args.describe(source.spec, BTreeMap::new()).map_err(|error| Failure::Usage(error.to_string()))?;
+    let attributes = attributes_of(&args.file, &source.metadata);
+    let spec = args.describe(source.spec, &source.metadata, attributes).map_err(|error| Failure::Usage(error.to_string()))?;
     let progress = Progress::bytes(Some(spec.nbytes()), !args.json);
     let pieces = source.pieces.inspect(move |piece| progress.advance(piece.as_ref().map_or(0, |piece| piece.len() as u64)));
     let answer = server.connect().await?.put_stream(&args.key, &spec, pieces, args.options()).await?;
@@ -71,12 +77,12 @@ async fn put_parts(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
     if count > MAX_PARTS {
         return Err(Failure::Usage(format!("{}: {count} tensors; a key has at most {MAX_PARTS} parts", args.file.display())));
     }
-    let metadata = attributes_of(&args.file, &contents);
+    let attributes = attributes_of(&args.file, &contents.metadata);
     let mut parts = Vec::with_capacity(contents.tensors.len());
     for tensor in contents.tensors {
         let wrong = |error: String| Failure::Usage(format!("{}: tensor {:?}: {error}", args.file.display(), tensor.name));
         sira_tensor::kv::part_name(&tensor.name).map_err(|error| wrong(error.to_string()))?;
-        let spec = args.describe(tensor.spec.clone(), metadata.clone()).map_err(|error| wrong(error.to_string()))?;
+        let spec = args.describe(tensor.spec.clone(), &contents.metadata, attributes.clone()).map_err(|error| wrong(error.to_string()))?;
         parts.push((tensor, spec));
     }
     let client = server.connect().await?;
@@ -107,8 +113,7 @@ pub(super) fn done(answer: &PutAnswer, nbytes: u64) -> serde_json::Value {
 }
 
 /// A file's `__metadata__` as attributes; nothing where it is too long to be kept with every tensor, which is said.
-pub(super) fn attributes_of(path: &Path, contents: &Contents) -> BTreeMap<String, String> {
-    let metadata = &contents.metadata;
+pub(super) fn attributes_of(path: &Path, metadata: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let bytes: usize = metadata.iter().map(|(name, text)| METADATA_PREFIX.len() + name.len() + text.len()).sum();
     let attributes: BTreeMap<_, _> = metadata.iter().map(|(name, text)| (format!("{METADATA_PREFIX}{name}"), text.clone())).collect();
     let fits = TensorSpec::new(DType::UInt8, Vec::new()).and_then(|spec| spec.with_attributes(attributes.clone()));

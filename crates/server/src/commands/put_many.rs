@@ -33,13 +33,13 @@ struct Item {
 /// Puts every tensor of a file. What the server refuses is said at the end; what breaks the file or the connection ends it at once.
 pub(super) async fn put_each(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
     let (file, contents) = TensorFile::open(&args.file).await?;
-    let metadata = attributes_of(&args.file, &contents);
+    let attributes = attributes_of(&args.file, &contents.metadata);
     let mut items = Vec::with_capacity(contents.tensors.len());
     for tensor in contents.tensors {
         let wrong = |error: String| Failure::Usage(format!("{}: tensor {:?}: {error}", args.file.display(), tensor.name));
         let key = format!("{}{}", args.key, tensor.name);
         key.parse::<Key>().map_err(|error| wrong(error.to_string()))?;
-        let spec = args.describe(tensor.spec.clone(), metadata.clone()).map_err(|error| wrong(error.to_string()))?;
+        let spec = args.describe(tensor.spec.clone(), &contents.metadata, attributes.clone()).map_err(|error| wrong(error.to_string()))?;
         items.push(Item { tensor, key, spec });
     }
     let client = server.connect().await?;
@@ -102,8 +102,14 @@ async fn put_batch(
         let options = args.options();
         let mut entry = PutEntry::new(&item.key, item.spec.clone(), file.read(&item.tensor).await?);
         entry.parts.iter_mut().for_each(|part| part.codec = options.codec.clone());
-        let kv_spec = options.kv_spec.clone();
-        entries.push(PutEntry { ttl: options.ttl, consistency: options.consistency, condition: options.condition, kv_spec, ..entry });
+        entries.push(PutEntry {
+            ttl: options.ttl,
+            consistency: options.consistency,
+            condition: options.condition,
+            kv_spec: options.kv_spec,
+            derived_from_lossy: options.derived_from_lossy,
+            ..entry
+        });
     }
     let results = client.put_many(stream::iter(entries)).await?;
     progress.advance(items.iter().map(|item| item.spec.nbytes()).sum());

@@ -326,6 +326,10 @@ fn read_compression(mut section: Section<'_>) -> Chain {
         section.problem(&origin, format!("`{}`: {error}", section.path));
         Chain::none()
     });
+    if !codec.lossless() {
+        let message = format!("`{codec}` is lossy: a put or `namespaces.NAME.codecs` may ask for it, nothing else");
+        section.problem(&origin, message);
+    }
     section.finish();
     codec
 }

@@ -4,6 +4,7 @@ pub mod avro;
 pub mod npy;
 pub mod safetensors;
 
+use std::collections::BTreeMap;
 use std::io::{self, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,8 @@ pub struct Source {
     pub spec: TensorSpec,
     /// Its bytes, row-major and little-endian.
     pub pieces: BoxStream<'static, io::Result<Bytes>>,
+    /// What the file says of itself.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// What a format's header says of one tensor.
@@ -64,6 +67,8 @@ pub struct Layout {
     pub fortran: bool,
     /// Bytes of the numbers whose byte order must be turned; 1 for none.
     pub swap: usize,
+    /// What the file says of itself: `__metadata__` of a .safetensors file.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// Opens a file's tensor; `name` chooses one of several.
@@ -100,7 +105,7 @@ pub async fn open(path: &Path, name: Option<&str>) -> Result<Source, Failure> {
         read_pieces(file.take(nbytes)).boxed()
     };
     let pieces = if swap > 1 { pieces.map(move |piece| Ok(swap_bytes(piece?, swap))).boxed() } else { pieces };
-    Ok(Source { spec: layout.spec, pieces })
+    Ok(Source { spec: layout.spec, pieces, metadata: layout.metadata })
 }
 
 /// A .safetensors file, to be read tensor by tensor.
@@ -165,6 +170,15 @@ fn swap_bytes(piece: Bytes, size: usize) -> Bytes {
     let mut piece = BytesMut::from(piece);
     piece.chunks_exact_mut(size).for_each(<[u8]>::reverse);
     piece.freeze()
+}
+
+/// A tensor of a file with the names of its axes: those that are given, else those that the file's metadata says (`axes`, joined by
+/// commas) where there is one for each axis.
+pub fn named(spec: TensorSpec, axes: &[String], metadata: &BTreeMap<String, String>) -> Result<TensorSpec, sira_tensor::TensorError> {
+    let rank = spec.shape().len();
+    let of_file = || metadata.get("axes").map(|text| text.split(',').map(|name| name.trim().to_owned()).collect::<Vec<_>>());
+    let axes = if axes.is_empty() { of_file().filter(|axes| axes.len() == rank).unwrap_or_default() } else { axes.to_vec() };
+    spec.with_axes(axes)
 }
 
 /// The bytes that come before the tensor's in a file; `name` is how a .safetensors file calls it.

@@ -1,5 +1,7 @@
 //! `.npy`, versions 1 to 3: a magic number, a header that is a Python dict, the bytes of one array.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use sira_tensor::{DType, TensorSpec};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -59,7 +61,7 @@ pub async fn read_header(file: &mut (impl AsyncRead + Unpin)) -> Result<Layout, 
     // An array with at most one axis longer than 1 lies the same way in both orders.
     let long_axes = spec.shape().iter().filter(|&&extent| extent > 1).count();
     let fortran = header.fortran_order && long_axes > 1 && spec.nbytes() > 0;
-    Ok(Layout { spec, start: before + u64::from(len), last: true, fortran, swap })
+    Ok(Layout { spec, start: before + u64::from(len), last: true, fortran, swap, metadata: BTreeMap::new() })
 }
 
 /// The dtype of a `descr`, and the size of the numbers whose byte order is to be turned (1 for none).
@@ -269,7 +271,10 @@ mod tests {
                 let file = header(&spec).unwrap();
                 assert!(file.len().is_multiple_of(64) && file.ends_with(b"\n"));
                 let layout = read(&file).await.unwrap();
-                assert_eq!(layout, Layout { spec, start: file.len() as u64, last: true, fortran: false, swap: 1 });
+                assert_eq!(
+                    layout,
+                    Layout { spec, start: file.len() as u64, last: true, fortran: false, swap: 1, metadata: BTreeMap::new() }
+                );
             }
         }
         assert_eq!(header(&TensorSpec::new(DType::BFloat16, vec![2]).unwrap()), None);

@@ -57,7 +57,7 @@ pub async fn read_header(file: &mut (impl AsyncRead + Unpin), name: Option<&str>
     };
     let tensor = tensor(name, info, data)?;
     let last = info.data_offsets.1 == header.data_len();
-    Ok(Layout { spec: tensor.spec, start: tensor.start, last, fortran: false, swap: 1 })
+    Ok(Layout { spec: tensor.spec, start: tensor.start, last, fortran: false, swap: 1, metadata: texts(&header) })
 }
 
 /// Reads the header: all tensors of the file.
@@ -65,8 +65,11 @@ pub async fn read_contents(file: &mut (impl AsyncRead + Unpin)) -> Result<Conten
     let (header, data) = read_text(file).await?;
     let of = |name: &String| header.info(name).map(|info| tensor(name, info, data));
     let tensors = header.offset_keys().iter().filter_map(of).collect::<Result<_, _>>()?;
-    let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-    Ok(Contents { tensors, metadata, len: data + header.data_len() as u64 })
+    Ok(Contents { tensors, metadata: texts(&header), len: data + header.data_len() as u64 })
+}
+
+fn texts(header: &Metadata) -> BTreeMap<String, String> {
+    header.metadata().clone().unwrap_or_default().into_iter().collect()
 }
 
 /// The header, and where the tensors begin.
@@ -167,7 +170,10 @@ mod tests {
                 let mut file = header(&spec, "a/b \"c\"").unwrap();
                 assert_eq!(file.len() % 8, 0);
                 let layout = read_header(&mut file.as_slice(), None).await.unwrap();
-                assert_eq!(layout, Layout { spec: spec.clone(), start: file.len() as u64, last: true, fortran: false, swap: 1 });
+                assert_eq!(
+                    layout,
+                    Layout { spec: spec.clone(), start: file.len() as u64, last: true, fortran: false, swap: 1, metadata: BTreeMap::new() }
+                );
                 file.extend(vec![0; spec.nbytes() as usize]);
                 let view = safetensors::SafeTensors::deserialize(&file).unwrap();
                 assert_eq!(view.tensor("a/b \"c\"").unwrap().shape().len(), spec.shape().len());

@@ -73,6 +73,7 @@ fn options(config: &Config) -> StoreOptions {
         record_backend: storage.record_backend.clone(),
         default_backend: storage.default_backend.clone(),
         codec: storage.codec.clone(),
+        coders: std::thread::available_parallelism().map_or(1, usize::from),
         consistency: storage.consistency,
         ttl: storage.ttl.map(|ttl| ttl.as_secs()),
         tombstone_grace: storage.maintenance.tombstone_grace,

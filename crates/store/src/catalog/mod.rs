@@ -22,7 +22,7 @@ use sira_backend::BackendError;
 use sira_wire::Key;
 
 pub use memory::MemoryKv;
-pub(crate) use presence::{Presence, tag};
+pub(crate) use presence::{Presence, Wanted, tag};
 pub use rocks::RocksKv;
 
 use crate::StoreError;

@@ -15,25 +15,35 @@ const STRIPES: usize = 256;
 pub(crate) struct Presence {
     /// Milliseconds since 1970 at which it expires; 0 where there is none, `u64::MAX` for never.
     expires_ms: u64,
-    /// The first 64 bits of its kv spec's hash; 0 where it has none.
-    kv_spec: u64,
+    /// [`tag`] of its kv spec's hash, 0 where it has none; and in the lowest bit whether it is exact.
+    marks: u64,
+}
+
+/// What is demanded of a key besides that it exists.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wanted {
+    /// [`tag`] of the kv spec that it must follow.
+    pub kv_spec: Option<u64>,
+    /// It must be exactly what was put, and not be derived from lossy data.
+    pub exact: bool,
 }
 
 impl Presence {
     pub fn of(record: Option<&TensorRecord>) -> Presence {
-        let Some(record) = record.filter(|record| !record.tombstone) else { return Presence { expires_ms: 0, kv_spec: 0 } };
-        Presence { expires_ms: record.expires_ms.unwrap_or(u64::MAX), kv_spec: record.kv_spec.as_deref().map_or(0, tag) }
+        let Some(record) = record.filter(|record| !record.tombstone) else { return Presence { expires_ms: 0, marks: 0 } };
+        let marks = record.kv_spec.as_deref().map_or(0, tag) | u64::from(record.is_exact());
+        Presence { expires_ms: record.expires_ms.unwrap_or(u64::MAX), marks }
     }
 
-    /// Whether the key exists at `now_ms` and follows the kv spec of this tag, if one is demanded.
-    pub fn holds(self, now_ms: u64, kv_spec: Option<u64>) -> bool {
-        now_ms < self.expires_ms && kv_spec.is_none_or(|wanted| wanted == self.kv_spec)
+    /// Whether the key exists at `now_ms` and is what is demanded.
+    pub fn holds(self, now_ms: u64, wanted: Wanted) -> bool {
+        now_ms < self.expires_ms && wanted.kv_spec.is_none_or(|tag| tag == self.marks & !1) && (!wanted.exact || self.marks & 1 == 1)
     }
 }
 
-/// The first 64 bits of a kv spec's hash.
+/// The first 63 bits of a kv spec's hash, at the top.
 pub(crate) fn tag(hash: &str) -> u64 {
-    hash.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or(0)
+    hash.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or(0) & !1
 }
 
 /// What was put or looked up lately. Bounded; keys are known by 128 bits of their hash.
@@ -128,7 +138,7 @@ mod tests {
     fn a_look_that_is_overtaken_is_not_remembered() {
         let presences = Presences::new(16);
         let key: Key = "ns/k".parse().unwrap();
-        let there = Presence { expires_ms: u64::MAX, kv_spec: 7 };
+        let there = Presence { expires_ms: u64::MAX, marks: 6 };
         let absent = Presence::of(None);
         let seen = presences.learn(&key, || {
             presences.change(&key).made(there);
@@ -142,11 +152,17 @@ mod tests {
         assert_eq!((seen, presences.get(key.as_str())), (Ok(absent), Some(there)), "learnt while it changes");
         drop(changing);
         assert_eq!((presences.still(&key), presences.get(key.as_str())), (Some(2), Some(there)), "a change that came to nothing");
-        assert!(there.holds(5, None) && there.holds(5, Some(7)) && !there.holds(5, Some(8)) && !absent.holds(0, None));
+        let of = |kv_spec| Wanted { kv_spec: Some(kv_spec), exact: false };
+        assert!(
+            there.holds(5, Wanted::default()) && there.holds(5, of(6)) && !there.holds(5, of(8)) && !absent.holds(0, Wanted::default())
+        );
+        let exact = Wanted { kv_spec: None, exact: true };
+        assert!(!there.holds(5, exact) && Presence { marks: 7, ..there }.holds(5, exact) && Presence { marks: 7, ..there }.holds(5, of(6)));
     }
 
     #[test]
     fn tags_come_from_hashes() {
         assert_eq!(tag(&format!("{:016x}{}", 0xabcu64, "0".repeat(48))), 0xabc);
+        assert_eq!(tag(&"f".repeat(64)), u64::MAX - 1);
     }
 }

@@ -280,6 +280,7 @@ impl<'a> Copy<'a> {
   pub const VT_CHUNK_SHAPE: ::flatbuffers::VOffsetT = 8;
   pub const VT_CHAINS: ::flatbuffers::VOffsetT = 10;
   pub const VT_CHUNKS: ::flatbuffers::VOffsetT = 12;
+  pub const VT_ERRORS: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -291,6 +292,7 @@ impl<'a> Copy<'a> {
     args: &'args CopyArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Copy<'bldr>> {
     let mut builder = CopyBuilder::new(_fbb);
+    if let Some(x) = args.errors { builder.add_errors(x); }
     if let Some(x) = args.chunks { builder.add_chunks(x); }
     if let Some(x) = args.chains { builder.add_chains(x); }
     if let Some(x) = args.chunk_shape { builder.add_chunk_shape(x); }
@@ -335,6 +337,13 @@ impl<'a> Copy<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Chunk>>>(Copy::VT_CHUNKS, None).unwrap()}
   }
+  #[inline]
+  pub fn errors(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Error<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Error>>>>(Copy::VT_ERRORS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Copy<'_> {
@@ -348,6 +357,7 @@ impl ::flatbuffers::Verifiable for Copy<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("chunk_shape", Self::VT_CHUNK_SHAPE, true)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("chains", Self::VT_CHAINS, true)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Chunk>>>("chunks", Self::VT_CHUNKS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Error>>>>("errors", Self::VT_ERRORS, false)?
      .finish();
     Ok(())
   }
@@ -358,6 +368,7 @@ pub struct CopyArgs<'a> {
     pub chunk_shape: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
     pub chains: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
     pub chunks: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Chunk>>>,
+    pub errors: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Error<'a>>>>>,
 }
 impl<'a> Default for CopyArgs<'a> {
   #[inline]
@@ -368,6 +379,7 @@ impl<'a> Default for CopyArgs<'a> {
       chunk_shape: None, // required field
       chains: None, // required field
       chunks: None, // required field
+      errors: None,
     }
   }
 }
@@ -398,6 +410,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CopyBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_CHUNKS, chunks);
   }
   #[inline]
+  pub fn add_errors(&mut self, errors: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Error<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Copy::VT_ERRORS, errors);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CopyBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     CopyBuilder {
@@ -425,6 +441,121 @@ impl ::core::fmt::Debug for Copy<'_> {
       ds.field("chunk_shape", &self.chunk_shape());
       ds.field("chains", &self.chains());
       ds.field("chunks", &self.chunks());
+      ds.field("errors", &self.errors());
+      ds.finish()
+  }
+}
+pub enum ErrorOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Error<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Error<'a> {
+  type Inner = Error<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Error<'a> {
+  pub const VT_OF: ::flatbuffers::VOffsetT = 4;
+  pub const VT_RELATIVE_RMSE: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Error { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ErrorArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Error<'bldr>> {
+    let mut builder = ErrorBuilder::new(_fbb);
+    builder.add_relative_rmse(args.relative_rmse);
+    if let Some(x) = args.of { builder.add_of(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn of(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Error::VT_OF, None).unwrap()}
+  }
+  #[inline]
+  pub fn relative_rmse(&self) -> f64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<f64>(Error::VT_RELATIVE_RMSE, Some(0.0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Error<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("of", Self::VT_OF, true)?
+     .visit_field::<f64>("relative_rmse", Self::VT_RELATIVE_RMSE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ErrorArgs<'a> {
+    pub of: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub relative_rmse: f64,
+}
+impl<'a> Default for ErrorArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ErrorArgs {
+      of: None, // required field
+      relative_rmse: 0.0,
+    }
+  }
+}
+
+pub struct ErrorBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ErrorBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_of(&mut self, of: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Error::VT_OF, of);
+  }
+  #[inline]
+  pub fn add_relative_rmse(&mut self, relative_rmse: f64) {
+    self.fbb_.push_slot::<f64>(Error::VT_RELATIVE_RMSE, relative_rmse, 0.0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ErrorBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ErrorBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Error<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Error::VT_OF,"of");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Error<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Error");
+      ds.field("of", &self.of());
+      ds.field("relative_rmse", &self.relative_rmse());
       ds.finish()
   }
 }
@@ -622,6 +753,7 @@ impl<'a> TensorRecord<'a> {
   pub const VT_WRITE_ID: ::flatbuffers::VOffsetT = 22;
   pub const VT_PARTS: ::flatbuffers::VOffsetT = 24;
   pub const VT_KV_SPEC: ::flatbuffers::VOffsetT = 26;
+  pub const VT_DERIVED_FROM_LOSSY: ::flatbuffers::VOffsetT = 28;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -643,6 +775,7 @@ impl<'a> TensorRecord<'a> {
     if let Some(x) = args.write_id { builder.add_write_id(x); }
     if let Some(x) = args.key { builder.add_key(x); }
     if let Some(x) = args.namespace_ { builder.add_namespace_(x); }
+    builder.add_derived_from_lossy(args.derived_from_lossy);
     builder.add_consistency(args.consistency);
     builder.add_tombstone(args.tombstone);
     builder.finish()
@@ -733,6 +866,13 @@ impl<'a> TensorRecord<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TensorRecord::VT_KV_SPEC, None)}
   }
+  #[inline]
+  pub fn derived_from_lossy(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(TensorRecord::VT_DERIVED_FROM_LOSSY, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for TensorRecord<'_> {
@@ -753,6 +893,7 @@ impl ::flatbuffers::Verifiable for TensorRecord<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("write_id", Self::VT_WRITE_ID, true)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Part>>>>("parts", Self::VT_PARTS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("kv_spec", Self::VT_KV_SPEC, false)?
+     .visit_field::<bool>("derived_from_lossy", Self::VT_DERIVED_FROM_LOSSY, false)?
      .finish();
     Ok(())
   }
@@ -770,6 +911,7 @@ pub struct TensorRecordArgs<'a> {
     pub write_id: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub parts: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Part<'a>>>>>,
     pub kv_spec: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub derived_from_lossy: bool,
 }
 impl<'a> Default for TensorRecordArgs<'a> {
   #[inline]
@@ -787,6 +929,7 @@ impl<'a> Default for TensorRecordArgs<'a> {
       write_id: None, // required field
       parts: None,
       kv_spec: None,
+      derived_from_lossy: false,
     }
   }
 }
@@ -845,6 +988,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TensorRecordBuilder<'a, 'b, A
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TensorRecord::VT_KV_SPEC, kv_spec);
   }
   #[inline]
+  pub fn add_derived_from_lossy(&mut self, derived_from_lossy: bool) {
+    self.fbb_.push_slot::<bool>(TensorRecord::VT_DERIVED_FROM_LOSSY, derived_from_lossy, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TensorRecordBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TensorRecordBuilder {
@@ -877,6 +1024,7 @@ impl ::core::fmt::Debug for TensorRecord<'_> {
       ds.field("write_id", &self.write_id());
       ds.field("parts", &self.parts());
       ds.field("kv_spec", &self.kv_spec());
+      ds.field("derived_from_lossy", &self.derived_from_lossy());
       ds.finish()
   }
 }

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{Course, Writer};
 use crate::StoreError;
+use crate::coding::Awaited;
 use crate::hot::HotPart;
 use crate::ledger::Reservation;
 use crate::record::Part;
@@ -30,13 +31,16 @@ impl Writer {
             return Err(StoreError::Incomplete(format!("{}; the memory that was shared has {bytes}", self.described())));
         }
         self.filled = self.nbytes;
+        if let Some(artefact) = &mut self.artefact {
+            artefact.write(region.as_ref().as_ref());
+        }
         self.adopted = Some(reservation);
         self.settle().await?;
         if matches!(self.course, Some(Course::Inline)) {
             self.fill(region.as_ref().as_ref()).await?;
             return self.finish().await;
         }
-        let plan = &self.plans[0];
+        let plan = self.plans[0].clone();
         let part = plan.part.clone();
         let mut record = Part { name: part.name, spec: part.spec, inline: None, copies: Vec::new(), codec: part.codec };
         let (inner, grid) = (self.inner.clone(), plan.grid.clone());
@@ -44,10 +48,11 @@ impl Writer {
         let kept = match &mut self.course {
             Some(Course::Behind(_, memory)) => Some(memory.pop().unwrap_or_default()),
             _ => {
-                let (home, chain, level) = (self.home.clone(), plan.chain.clone(), durability(self.level));
-                let sink = ChunkSink::new(&inner, home, &self.write_id, 0, &record.spec, chain, level)?;
-                record.copies.push(sink.store_all(slabs(region.clone(), &grid).pieces()).await?);
-                self.adopted.take().filter(|_| hot.welcomes(bytes))
+                let (home, level) = (self.home.clone(), durability(self.level));
+                let sink = ChunkSink::new(&inner, home, (&self.write_id, 0), plan.clone(), level, Awaited::ByClient);
+                record.copies.push(sink.store_all(&slabs(region.clone(), &grid)).await?);
+                // As in `PartWriter::new`.
+                self.adopted.take().filter(|_| plan.chain.lossless() && hot.welcomes(bytes))
             }
         };
         let kept = match kept {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sira_backend::Durability;
-use sira_codec::{Chain, ChunkContext};
+use sira_codec::Chain;
 use sira_tensor::TensorSpec;
 use sira_tensor::grid::{Grid, SLAB_BYTES};
 use sira_wire::encoded::{ChunkHead, Encoding};
@@ -16,8 +16,13 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{Course, EARLY_BYTES, INLINE_BYTES, Writer};
 use crate::StoreError;
 use crate::client::{Inner, StorageClient, Tier, WriteOptions};
+use crate::coding::{Awaited, PartFacts, Way};
+use crate::part::coding_bytes;
 use crate::record::{Chunk, Part, PartCopy, chunk_name};
-use crate::sink::{ChunkSink, WIDTH, durability, origin_and_shape, put_chunk};
+use crate::sink::{ChunkSink, durability, origin_and_shape, put_chunk};
+
+/// Chunks that are stored at once, while one more comes.
+const WIDTH: usize = 2;
 
 /// A put of encoded chunks in progress, in the row-major order of their grid. Dropped before its commit, it leaves nothing behind.
 ///
@@ -44,7 +49,7 @@ pub struct EncodedWriter {
 struct Plan {
     inner: Arc<Inner>,
     home: Arc<Tier>,
-    spec: TensorSpec,
+    facts: Arc<PartFacts>,
     grid: Grid,
     chains: Vec<Chain>,
     write_id: String,
@@ -71,10 +76,13 @@ impl StorageClient {
         let grid = encoding.grid(&spec)?;
         check_grid(&grid, &spec, &chains)?;
         let writer = self.begin(key, spec, WriteOptions { codec: Some(codec.to_string()), ..options }).await?;
+        if writer.artefact.is_some() {
+            return Err(refuse("calibrations are put raw".into()));
+        }
         let plan = Plan {
             inner: writer.inner.clone(),
             home: writer.home.clone(),
-            spec: writer.spec().clone(),
+            facts: writer.plans[0].facts.clone(),
             grid,
             chains,
             write_id: writer.write_id.clone(),
@@ -123,7 +131,7 @@ fn check_grid(grid: &Grid, spec: &TensorSpec, chains: &[Chain]) -> Result<(), St
 impl EncodedWriter {
     /// What is being put.
     pub fn spec(&self) -> &TensorSpec {
-        &self.plan.spec
+        &self.plan.facts.spec
     }
 
     /// Bytes that the chunk which is coming still misses; `None` where the next one must begin first.
@@ -176,9 +184,10 @@ impl EncodedWriter {
         let (inner, grid) = (writer.inner.clone(), &self.plan.grid);
         inner.record_tier()?.headroom().await?;
         writer.promise = Some(inner.promise(&writer.namespace, &writer.key, &writer.home.name, writer.nbytes).await?);
-        // One chunk comes while others are stored; one of them is decoded, through two stages at most at a time.
+        // One chunk comes while others are stored; one of them is decoded.
         let largest = grid.region_bytes(&grid.cell(0));
-        writer.working.absorb(inner.reserve((WIDTH as u64 + 3) * largest).await?);
+        let decoding = self.plan.chains.iter().map(|chain| coding_bytes(chain, largest)).max().unwrap_or(0);
+        writer.working.absorb(inner.reserve(decoding.saturating_add((WIDTH as u64 + 1).saturating_mul(largest))).await?);
         ChunkSink::announce(&inner, &writer.home, &writer.key, &writer.write_id)?;
         writer.course = Some(Course::Chunks);
         Ok(())
@@ -250,8 +259,15 @@ impl Drop for EncodedWriter {
 impl Plan {
     async fn store(self: Arc<Self>, cell: u64, head: ChunkHead, bytes: Bytes, try_it: bool) -> Result<Chunk, StoreError> {
         self.home.headroom().await?;
-        let (plan, checked) = (self.clone(), bytes.clone());
-        let checksum = self.inner.seams.work(move || plan.check(cell, head, &checked, try_it)).await;
+        let (plan, checked, len) = (self.clone(), bytes.clone(), bytes.len() as u64);
+        let check = move || plan.check(cell, head, &checked, try_it);
+        let checksum = match self.chains.get(head.chain as usize).filter(|_| try_it) {
+            Some(chain) => {
+                let raw = self.grid.region_bytes(&self.grid.cell(cell));
+                self.inner.coders.run(&self.inner, (chain, Way::Decode, Awaited::ByClient), raw, move || (check(), len)).await
+            }
+            None => self.inner.seams.work(check).await,
+        };
         let checksum = checksum.ok_or_else(|| StoreError::Internal(format!("checking chunk {cell} failed")))??;
         let chunk = Chunk { stored_bytes: bytes.len() as u64, checksum, chain: head.chain };
         put_chunk(&self.inner, &self.home, &chunk_name(&self.write_id, 0, cell), bytes, self.durability).await?;
@@ -269,8 +285,7 @@ impl Plan {
         if try_it && let Some(chain) = self.chains.get(head.chain as usize) {
             let region = self.grid.cell(cell);
             let (origin, shape) = origin_and_shape(&region);
-            let context = ChunkContext::new(self.spec.dtype(), &shape, &origin);
-            let decoded = chain.decode(bytes, self.grid.region_bytes(&region) as usize, context);
+            let decoded = chain.decode(bytes, self.grid.region_bytes(&region) as usize, self.facts.chunk(&shape, &origin));
             decoded.map_err(|error| bad(format!("it does not decode with {chain}: {error}")))?;
         }
         Ok(checksum)
@@ -283,6 +298,7 @@ impl Plan {
             chunk_shape: self.grid.chunk().to_vec(),
             chains: self.chains.iter().map(ToString::to_string).collect(),
             chunks,
+            errors: Default::default(), // nobody here has seen what was encoded
         }
     }
 }

@@ -1,13 +1,15 @@
 //! Keys of a listing into the file, in its order: many in one stream, each at the version listed or at a newer one if that is gone.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::time::Duration;
 
 use sira_client::{Client, ClientError, Code, Entry, GetManyOptions, ManyEvent};
+use sira_codec::Chain;
+use sira_wire::namespace::CALIBRATIONS;
 
 use crate::Failure;
-use crate::formats::avro::{Header, KvSpec, Writer};
+use crate::formats::avro::{Header, KvSpec, Writer, is_artefact};
 use crate::progress::Progress;
 
 /// How often a key is tried that changes while it is read, or that the server is too busy for.
@@ -61,20 +63,50 @@ pub(super) struct Copier<'a> {
     done: &'a mut Done,
     bar: &'a Progress,
     specs: HashMap<String, KvSpec>,
+    /// Keys of the calibration artefacts that are in the file.
+    artefacts: BTreeSet<String>,
 }
 
 impl<'a> Copier<'a> {
     pub fn new(client: &'a Client, writer: &'a mut Writer, done: &'a mut Done, bar: &'a Progress) -> Copier<'a> {
-        Copier { client, writer, done, bar, specs: HashMap::new() }
+        let artefacts = writer.resumed().artefacts.clone();
+        Copier { client, writer, done, bar, specs: HashMap::new(), artefacts }
     }
 
     /// Copies all of these keys. One that cannot be read on is looked at anew, and the stream begun again there.
     pub async fn copy(&mut self, entries: Vec<Entry>) -> Result<(), Failure> {
+        for entry in &entries {
+            self.carry(entry).await?;
+        }
+        let entries = entries.into_iter().filter(|entry| !self.artefacts.contains(&entry.key));
+        self.copy_all(entries.collect()).await
+    }
+
+    /// Copies the calibration artefacts without which a key could not be stored as it is, where they are not in the file yet.
+    async fn carry(&mut self, entry: &Entry) -> Result<(), Failure> {
+        let chains = std::iter::once(&entry.codec).chain(entry.parts.iter().map(|part| &part.codec));
+        let hashes = chains.filter_map(|chain| Some(chain.parse::<Chain>().ok()?.calibration()?.to_owned()));
+        for key in hashes.map(|hash| format!("{CALIBRATIONS}/{hash}")).collect::<BTreeSet<_>>() {
+            if self.artefacts.contains(&key) {
+                continue;
+            }
+            let artefact =
+                self.client.info(&key).await.map_err(|error| Failure::with(format!("{}, which needs {key}", entry.key), error))?;
+            self.copy_all(vec![artefact]).await?;
+        }
+        Ok(())
+    }
+
+    async fn copy_all(&mut self, entries: Vec<Entry>) -> Result<(), Failure> {
         let listed = |entry| Listed { entry, changed: false, attempts: 0 };
         let mut rest: VecDeque<Listed> = entries.into_iter().map(listed).collect();
         while let Err(stop) = self.stream(&mut rest).await {
             self.writer.roll_back().map_err(|error| Failure::Failed(error.to_string()))?;
             self.look_again(&mut rest, stop).await?;
+            if let Some(Listed { entry, changed: true, .. }) = rest.front() {
+                let entry = entry.clone();
+                Box::pin(self.carry(&entry)).await?;
+            }
         }
         Ok(())
     }
@@ -118,6 +150,9 @@ impl<'a> Copier<'a> {
                     self.done.tensors += 1;
                     self.done.nbytes += entry.nbytes;
                     self.done.changed += u64::from(*changed);
+                    if is_artefact(&entry.key) {
+                        self.artefacts.insert(entry.key.clone());
+                    }
                     rest.pop_front();
                 }
                 ManyEvent::Failed { error, .. } if error.code == Code::NotFound => {

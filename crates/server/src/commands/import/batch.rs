@@ -82,7 +82,7 @@ mod tests {
         let spec = TensorSpec::new(DType::UInt8, vec![nbytes]).unwrap().with_attributes(attributes).unwrap();
         let parts = ["k", "v"].map(|name| Part::new(name.into(), &spec, None)).to_vec();
         let (version, created_ms, expires_ms, consistency, kv_spec) = (1, None, None, Default::default(), None);
-        let header = Header { key: "t/x".into(), version, parts, created_ms, expires_ms, consistency, kv_spec };
+        let header = Header { key: "t/x".into(), version, parts, created_ms, expires_ms, consistency, derived_from_lossy: false, kv_spec };
         Job::new(&header, "", &args).unwrap().unwrap()
     }
 

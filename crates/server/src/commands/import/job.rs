@@ -10,7 +10,7 @@ use sira_wire::many::DATA;
 
 use crate::Failure;
 use crate::cli::ImportArgs;
-use crate::formats::avro::{Header, Part};
+use crate::formats::avro::{Header, Part, is_artefact};
 
 /// A key to be put.
 #[derive(Debug)]
@@ -35,7 +35,9 @@ impl Job {
         let options = PutOptions {
             ttl,
             consistency: Some(header.consistency),
-            condition: args.if_absent.then_some(Condition::Absent),
+            // An artefact that is there is the same.
+            condition: (args.if_absent || is_artefact(&header.key)).then_some(Condition::Absent),
+            derived_from_lossy: header.derived_from_lossy,
             kv_spec: header.kv_spec.as_ref().map(|spec| spec.hash.clone()),
             ..PutOptions::default()
         };
@@ -61,8 +63,8 @@ impl Job {
             PartData { name, codec, bytes: bytes.split_to(len), spec }
         };
         let parts = self.parts.into_iter().map(part).collect();
-        let PutOptions { ttl, consistency, condition, kv_spec, .. } = self.options;
-        PutEntry { key: self.key, parts, ttl, consistency, condition, kv_spec }
+        let PutOptions { ttl, consistency, condition, kv_spec, derived_from_lossy, .. } = self.options;
+        PutEntry { key: self.key, parts, ttl, consistency, condition, kv_spec, derived_from_lossy }
     }
 
     /// Puts the key from its bytes as they come. One tensor goes by itself: what is refused of it is then refused before its bytes are sent.
@@ -87,9 +89,9 @@ fn remaining(expires_ms: i64) -> Option<u64> {
     u64::try_from(left.div_ceil(1000)).ok().filter(|&seconds| seconds > 0)
 }
 
-/// The key with another prefix than it was exported by.
+/// The key with another prefix than it was exported by. Calibration artefacts lie in one place only.
 fn renamed(key: &str, from: &str, to: Option<&str>) -> Result<String, Failure> {
-    let Some(to) = to else { return Ok(key.to_owned()) };
+    let Some(to) = to.filter(|_| !is_artefact(key)) else { return Ok(key.to_owned()) };
     let rest = key.strip_prefix(from);
     let rest = rest.ok_or_else(|| Failure::Failed(format!("it does not begin with {from:?}, which the file says it exports")))?;
     Ok(format!("{to}{rest}"))
@@ -107,6 +109,7 @@ mod tests {
         assert_eq!(renamed("a/b/c", "a/b", Some("x/y")).unwrap(), "x/y/c");
         assert_eq!(renamed("a/b/c", "", Some("x/")).unwrap(), "x/a/b/c");
         assert!(renamed("a/b", "b/", Some("x/")).is_err());
+        assert_eq!(renamed("calibration/5f", "a/", Some("x/")).unwrap(), "calibration/5f");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sira_client::NamespaceEntry;
 
 use super::super::namespace::mode;
+use super::super::plural;
 use super::super::table::{self, Column};
 use crate::config::units::short_size;
 
@@ -24,6 +25,13 @@ pub(super) struct Stats {
     operations: Operations,
     memory: Memory,
     backends: BTreeMap<String, Backend>,
+    coding: Coding,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Coding {
+    waiting: u64,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -58,6 +66,7 @@ struct Backend {
     total: Option<Calls>,
     bytes_in: Option<u64>,
     bytes_out: Option<u64>,
+    compression_ratio: Option<f64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -84,6 +93,8 @@ pub(super) struct View {
     get_bytes: Rate,
     deletes: Rate,
     memory: Memory,
+    /// Chunks that wait for a processor that codes them.
+    coding_waits: u64,
     tiers: Vec<Tier>,
     namespaces: Vec<Namespace>,
 }
@@ -99,6 +110,8 @@ struct Tier {
     operations: Rate,
     bytes_in: Rate,
     bytes_out: Rate,
+    /// Raw bytes of its chunks for one stored, since the server's start.
+    ratio: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -133,6 +146,7 @@ impl View {
             operations: total(|stats| stats.memory.hits),
             bytes_in: None,
             bytes_out: None,
+            ratio: None,
         }];
         tiers.extend(now.stats.backends.iter().map(|(name, backend)| {
             let old = old.and_then(|stats| stats.backends.get(name));
@@ -143,6 +157,7 @@ impl View {
                 operations: rate(old.and_then(Backend::calls), backend.calls()),
                 bytes_in: rate(old.and_then(|old| old.bytes_in), backend.bytes_in),
                 bytes_out: rate(old.and_then(|old| old.bytes_out), backend.bytes_out),
+                ratio: backend.compression_ratio,
             }
         }));
         let namespaces = now.namespaces.iter().map(|entry| {
@@ -173,6 +188,7 @@ impl View {
             get_bytes: total(|stats| stats.operations.get_bytes),
             deletes: total(|stats| stats.operations.deletes),
             memory: memory.clone(),
+            coding_waits: now.stats.coding.waiting,
             tiers,
             namespaces: namespaces.collect(),
         }
@@ -190,7 +206,13 @@ impl View {
                 bytes(self.get_bytes),
                 count(self.deletes)
             ),
-            format!("memory: {} of {} set aside, {} not yet written", short_size(used), short_size(limit), short_size(unwritten_bytes)),
+            format!(
+                "memory: {} of {} set aside, {} not yet written; {} to be coded",
+                short_size(used),
+                short_size(limit),
+                short_size(unwritten_bytes),
+                plural(self.coding_waits, "chunk")
+            ),
             String::new(),
         ];
         lines.extend(self.tiers().lines().map(str::to_owned));
@@ -221,10 +243,12 @@ impl View {
             Column("OPS/S", true),
             Column("IN/S", true),
             Column("OUT/S", true),
+            Column("RATIO", true),
         ];
         let size = |bytes: Option<u64>| bytes.map_or_else(none, short_size);
         let row = |tier: &Tier| {
-            let rates = [count(tier.operations), bytes(tier.bytes_in), bytes(tier.bytes_out)];
+            let ratio = tier.ratio.map_or_else(none, |ratio| format!("{ratio:.2}"));
+            let rates = [count(tier.operations), bytes(tier.bytes_in), bytes(tier.bytes_out), ratio];
             [tier.tier.clone(), size(tier.used), size(tier.limit)].into_iter().chain(rates).collect()
         };
         table::lay_out(&columns, &self.tiers.iter().map(row).collect::<Vec<_>>(), true)
@@ -310,15 +334,14 @@ mod tests {
     #[test]
     fn rates_are_per_second_and_what_is_not_counted_is_absent() {
         let (begun, calls) = (Instant::now(), |ok: u64| json!({ "ok": ok, "failed": 1, "mean_ms": null }));
-        let backend =
-            |put: u64| json!({ "values": 3, "used_bytes": 100, "available_bytes": 28, "total": calls(put), "bytes_in": put * 10 });
+        let backend = |put: u64| json!({ "compression_ratio": 1.5, "used_bytes": 100, "available_bytes": 28, "total": calls(put), "bytes_in": put * 10 });
         let before = snapshot(begun, 10, backend(5), vec![namespace("kv", 10, 0, 0)]);
         let now = snapshot(begun + Duration::from_secs(2), 30, backend(9), vec![namespace("kv", 30, 8, 6), namespace("new", 4, 0, 0)]);
         let view = View::of(Some(&before), &now);
         assert_eq!((view.puts, view.put_bytes, view.gets), (Some(10.0), Some(10240.0), Some(0.0)));
         let tier = &view.tiers[1];
         assert_eq!((tier.used, tier.limit, tier.operations), (Some(100), Some(128), Some(2.0)));
-        assert_eq!((tier.bytes_in, tier.bytes_out), (Some(20.0), None));
+        assert_eq!((tier.bytes_in, tier.bytes_out, tier.ratio), (Some(20.0), None, Some(1.5)));
         let [kv, new] = &view.namespaces[..] else { unreachable!("two namespaces") };
         assert_eq!((kv.puts, kv.gets, kv.hit_ratio), (Some(10.0), Some(4.0), Some(0.75)));
         assert_eq!((new.puts, new.hit_ratio), (Some(2.0), None));
@@ -341,7 +364,7 @@ mod tests {
         );
         let all = view.lines("grpc://x", usize::MAX);
         assert!(all[0].starts_with("grpc://x  puts 0.0/s, 0 B/s  gets"), "{all:?}");
-        assert_eq!(all[1], "memory: 1.0 MiB of 1.0 GiB set aside, 0 B not yet written");
+        assert_eq!(all[1], "memory: 1.0 MiB of 1.0 GiB set aside, 0 B not yet written; 0 chunks to be coded");
         assert!(all[8].starts_with("n0 ") && all.len() == 17, "{all:?}");
         let some = view.lines("grpc://x", 12);
         assert_eq!(some.len(), 12);

@@ -35,6 +35,11 @@ pub const CHUNK: usize = 1 << 20;
 /// Bytes of the largest block read, stored or decoded.
 pub const MAX_BLOCK: usize = 16 << 20;
 
+/// Whether a key is that of a calibration artefact: such a one comes before the keys that need it, in whatever order they are.
+pub fn is_artefact(key: &str) -> bool {
+    key.split_once('/').is_some_and(|(namespace, _)| namespace == sira_wire::namespace::CALIBRATIONS)
+}
+
 /// A checksum as the schema keeps it: Avro has no unsigned numbers.
 fn signed(checksum: u64) -> i64 {
     checksum.cast_signed()

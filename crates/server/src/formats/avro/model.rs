@@ -34,6 +34,9 @@ pub struct Header {
     /// The level it was put with.
     #[serde(default)]
     pub consistency: Consistency,
+    /// Whether the bytes are what a lossy codec gave back, or were computed from such bytes.
+    #[serde(default)]
+    pub derived_from_lossy: bool,
     /// The description of the KV layout that the key names.
     pub kv_spec: Option<KvSpec>,
 }
@@ -123,6 +126,7 @@ impl Header {
             created_ms: Some(entry.created_ms.cast_signed()),
             expires_ms: entry.expires_ms.map(u64::cast_signed),
             consistency: entry.consistency,
+            derived_from_lossy: entry.lossy || entry.derived_from_lossy,
             kv_spec,
         })
     }

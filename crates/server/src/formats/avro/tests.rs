@@ -23,7 +23,19 @@ fn tensor(key: &str, parts: Vec<(&str, TensorSpec)>) -> Tensor {
     let data = (0..nbytes as u32).map(|i| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let parts = parts.into_iter().map(|(name, spec)| Part::new(name.into(), &spec, Some("planes+zstd".into()))).collect();
     let (consistency, expires_ms) = (Consistency::Strong, Some(4_102_444_800_000));
-    (Header { key: key.into(), version: 7, parts, created_ms: Some(1_790_000_000_000), expires_ms, consistency, kv_spec: None }, data)
+    (
+        Header {
+            key: key.into(),
+            version: 7,
+            parts,
+            created_ms: Some(1_790_000_000_000),
+            expires_ms,
+            consistency,
+            derived_from_lossy: false,
+            kv_spec: None,
+        },
+        data,
+    )
 }
 
 fn spec(dtype: DType, shape: &[u64]) -> TensorSpec {

@@ -1,5 +1,6 @@
 //! Writes an export, a block at a time.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 use super::container::{self, MARKER, put_long};
-use super::{CHUNK, Chunk, Codec, End, Event, Header, Reader, Record, VERSION, metadata, schema, signed};
+use super::{CHUNK, Chunk, Codec, End, Event, Header, Reader, Record, VERSION, is_artefact, metadata, schema, signed};
 
 /// Bytes that a chunk or an end takes beside its data and key, at most: six numbers and three branches of unions.
 const RECORD: usize = 80;
@@ -49,8 +50,10 @@ pub struct Resumed {
     pub tensors: u64,
     /// Bytes of them.
     pub nbytes: u64,
-    /// The last one's key.
+    /// The key of the last one that came in the order of keys: calibration artefacts come before whatever needs them.
     pub last_key: Option<String>,
+    /// Keys of the calibration artefacts.
+    pub artefacts: BTreeSet<String>,
 }
 
 /// A tensor that is being written.
@@ -289,7 +292,10 @@ fn whole_tensors(reader: &mut Reader<impl io::Read>) -> io::Result<(u64, Resumed
         match reader.read() {
             Ok(Some(Event::Begin(header))) => {
                 seen.nbytes += header.nbytes();
-                seen.last_key = Some(header.key);
+                match is_artefact(&header.key) {
+                    true => drop(seen.artefacts.insert(header.key)),
+                    false => seen.last_key = Some(header.key),
+                }
             }
             Ok(Some(Event::Data(_))) => {}
             Ok(Some(Event::End)) => {
