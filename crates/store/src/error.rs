@@ -92,6 +92,7 @@ impl StoreError {
             StoreError::Corrupt(_) => Code::Corrupt,
             StoreError::Unsupported(_) => Code::Unsupported,
             StoreError::Codec(CodecError::Encode { .. }) => Code::Unsupported,
+            StoreError::Codec(CodecError::NoCalibration { .. }) => Code::UnknownCalibration,
             StoreError::Codec(_) => Code::UnknownCodec,
             StoreError::HasParts(_) => Code::HasParts,
             StoreError::UnknownKvSpec(_) => Code::UnknownKvSpec,

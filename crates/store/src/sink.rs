@@ -172,14 +172,17 @@ impl ChunkSink {
             chunk_shape: grid.chunk().to_vec(),
             chains,
             chunks,
-            errors: errors(&self.quality.lock()),
+            errors: errors(&self.plan.part.name, &self.quality.lock()),
         }
     }
 }
 
-/// The errors of a copy, by what they are of; finite numbers.
-fn errors(quality: &Quality) -> BTreeMap<String, f64> {
-    let measured = [("k", quality.keys()), ("v", quality.values()), ("all", quality.all())];
+/// The errors of a copy of the part `name`, by what they are of; finite numbers.
+fn errors(name: &str, quality: &Quality) -> BTreeMap<String, f64> {
+    let all = quality.all();
+    // Of a part that nothing more is known of, its name is enough.
+    let of = |kind: &str, known: Option<f64>| known.or(all.filter(|_| name == kind));
+    let measured = [("k", of("k", quality.keys())), ("v", of("v", quality.values())), ("all", all)];
     let finite = |error: f64| if error.is_nan() { f64::MAX } else { error.min(f64::MAX) };
     measured.into_iter().filter_map(|(of, error)| Some((of.to_owned(), finite(error?)))).collect()
 }
