@@ -44,6 +44,10 @@ compare: ## Sira beside Arrow's C++ Flight, Redis, Mooncake and a raw socket (ab
 	@scripts/setup.sh
 	@scripts/compare.sh $(if $(QUICK),--quick --plot compare.svg,--plot docs/img/compare.svg) --json compare.json
 
+codecs: ## codecs for KV caches beside zstd, ZipNN, KIVI, KVTC and others: size, speed, what they do to a model (QUICK=1: less)
+	@scripts/setup.sh
+	@scripts/codecs.sh run $(if $(QUICK),--quick --plots codecs-plots,--plots docs/img) --json codecs.json
+
 fuzz: ## every parser of outside bytes against hostile ones, SIRA_FUZZ_SECONDS (20) each
 	@scripts/setup.sh packages
 	@scripts/fuzz.sh
@@ -55,4 +59,4 @@ docs: ## the crates' documentation, in the target folder
 schemas: ## the code of schemas/*.fbs, after a change there
 	@scripts/schemas.sh
 
-.PHONY: help demo test build wheel native check bench compare fuzz docs schemas
+.PHONY: help demo test build wheel native check bench compare codecs fuzz docs schemas

@@ -9,10 +9,10 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 step cargo fmt --all --check
 step scripts/schemas.sh --check
 step cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
-step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts examples benches/compare benches/encoded fuzz
-step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts examples benches/compare benches/encoded fuzz
+step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts examples benches/compare benches/codecs benches/encoded fuzz
+step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts examples benches/compare benches/codecs benches/encoded fuzz
 (cd python-client && step ../.venv/bin/mypy --config-file pyproject.toml)
-MYPYPATH=benches:python-client step .venv/bin/mypy --config-file python-client/pyproject.toml --package compare
+MYPYPATH=benches:benches/codecs:python-client step .venv/bin/mypy --config-file python-client/pyproject.toml --package compare --package codecbench
 step .venv/bin/hadolint docker/Dockerfile
 [ "${1:-}" != check ] || exit 0
 
@@ -30,3 +30,4 @@ step .venv/bin/python -c 'import sira_native'
 SIRA_BIN=$PWD/bin/sira step .venv/bin/pytest --quiet python-client/tests
 step cargo build --quiet --locked --package sira-benches --bin wirebench
 SIRA_BIN=$PWD/bin/sira WIREBENCH=$CARGO_TARGET_DIR/debug/wirebench step .venv/bin/pytest --quiet --config-file python-client/pyproject.toml benches/compare/tests
+step .venv/bin/pytest --quiet --config-file python-client/pyproject.toml benches/codecs/tests

@@ -17,6 +17,7 @@ from compare.peers import everyone
 from compare.peers.base import Peer, Through
 from compare.report import merged, text
 from compare.stats import spread
+from compare.tables import cpus
 
 SIZES = {"4K": 4 << 10, "64K": 64 << 10, "1M": 1 << 20, "16M": 16 << 20, "64M": 64 << 20}
 
@@ -131,13 +132,6 @@ def chosen(names: list[str]) -> list[Peer]:
         if isinstance(peer, Through) and peer.server not in some:
             some.insert(some.index(peer), peer.server)
     return some
-
-
-def cpus() -> str:
-    """How many, and of which kind."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(models)} x {models[0] if models else platform.machine()}"
 
 
 def words(value: str) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from compare.goals import judged
 from compare.measure import binary
 from compare.stats import ratios, spread
+from compare.tables import short, table
 
 Document = dict[str, Any]
 Figures = dict[str, Any]
@@ -122,20 +123,3 @@ def mixed(figures: dict[str, Any]) -> str:
 def goals(document: Document) -> str:
     rows = [[goal.what, goal.measured, goal.met] for goal in judged(document)]
     return table(["goal", "measured", "met?"], rows)
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown that is one without it too."""
-    lines = [list(heads), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-
-    def pad(line: list[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([pad(lines[0]), rule, *map(pad, lines[1:])])
-
-
-def short(rate: float) -> str:
-    """Two digits that matter."""
-    return f"{rate:.2f}" if rate >= 0.1 else f"{rate:.3f}"

@@ -11,6 +11,7 @@ use sira_codec::{Chain, ChunkContext, Encoded, KvFacts, TensorContext};
 use sira_fuzz::seeds;
 use sira_tensor::kv::Rope;
 use sira_tensor::{DType, TensorSpec};
+use sira_wire::same_host::Kind;
 
 /// Bytes of the largest seed of put streams: small ones are changed more often.
 const LARGEST: usize = 4096;
@@ -26,11 +27,13 @@ fn golden(path: &str) -> Vec<u8> {
 }
 
 fn main() {
+    write("calibration", "golden", &golden("crates/codec/golden/kvtc.calib"));
     streams();
     requests();
     chunks();
     files();
     logs();
+    connections();
     write("record", "golden", &golden("crates/store/golden/record-1.bin")[16..]);
     write("spec", "golden", &golden("crates/tensor/golden/spec-1.bin"));
     write("avro", "golden", &golden("crates/server/golden/export-1.avro"));
@@ -171,4 +174,39 @@ fn logs() {
     write("log", "whole", &whole);
     write("log", "torn", &whole[..120]);
     write("log", "zeros", &[&whole[..], &[0; 50]].concat());
+}
+
+/// What a server says over HTTP/2 to a client that gets one tensor, and what processes of one machine say to each other.
+fn connections() {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        [&(payload.len() as u32).to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    let literal = |name: &str, value: &str| [&[0x40, name.len() as u8], name.as_bytes(), &[value.len() as u8], value.as_bytes()].concat();
+    let head = [&[0x88][..], &literal("content-type", "application/grpc")].concat();
+    let status = |code: &str| [literal("grpc-status", code), literal("grpc-message", "SIRA_NOT_FOUND: no%20tensor")].concat();
+    let settings = frame(4, 0, 0, &[[0, 4, 0, 0x20, 0, 0], [0, 5, 0, 8, 0, 0]].concat());
+    let steering = [frame(4, 1, 0, &[]), frame(6, 0, 0, &[7; 8]), frame(8, 0, 0, &[0, 1, 0, 0])].concat();
+    for seed in seeds::all().iter().filter(|seed| seed.name.starts_with("carrier")) {
+        let body: Vec<u8> = seed.messages.iter().flat_map(|message| seeds::framed(&message.encode_to_vec())).collect();
+        let (first, rest) = body.split_at(body.len() / 2);
+        let padded = frame(0, 8, 1, &[&[3], rest, &[0; 3]].concat());
+        let said = [settings.clone(), steering.clone(), frame(1, 4, 1, &head), frame(0, 0, 1, first), padded, frame(1, 5, 1, &status("0"))];
+        write("http2", seed.name, &said.concat());
+    }
+    let (begun, rest) = head.split_at(4);
+    let refused = [settings, frame(1, 0, 1, begun), frame(9, 4, 1, rest), frame(1, 5, 1, &status("5")), frame(7, 0, 0, &[0; 8])];
+    write("http2", "refused", &refused.concat());
+    let block = |bytes: &[u8]| [&(bytes.len() as u16).to_le_bytes()[..], bytes].concat();
+    write("hpack", "answer", &[block(&head), block(&status("0")), block(&[0xbe, 0xbf])].concat());
+
+    let message = |kind: Kind, json: &str| [&kind.head(json.len() as u32)[..], json.as_bytes()].concat();
+    let hello = message(Kind::Hello, r#"{"v":1}"#);
+    let create = message(Kind::Create, r#"{"v":1,"key":"ns/k","shape":[70000],"dtype":"uint8","axes":["x"],"consistency":"weak"}"#);
+    let [commit, release] = [Kind::Commit, Kind::Release].map(|kind| message(kind, r#"{"v":1,"id":1}"#));
+    let map = message(Kind::Map, r#"{"v":1,"key":"ns/k"}"#);
+    write("same_host", "create", &[hello.clone(), create.clone(), release].concat());
+    write("same_host", "commit", &[hello, create, commit, map.clone(), map].concat());
+    let said = r#"{"id":0,"version":3,"dtype":"float32","shape":[2,3],"axes":["a","b"],"attributes":{"x":"y"},"nbytes":24,"inline":true}"#;
+    write("same_host", "mapped", &[message(Kind::Answer, said), vec![7; 24]].concat());
+    write("same_host", "refused", &message(Kind::Refusal, "SIRA_NOT_FOUND: no tensor ns/k"));
 }

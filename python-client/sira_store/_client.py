@@ -156,10 +156,10 @@ class Client(Lookups, Puts, Gets, SameHost):
         the key exists; a version raises StaleVersionError where the key has another. attributes: texts to
         keep with it. Of several parts axes and attributes are given by the names of parts, and so may codec
         be. spec: a kv spec that it follows, or the hash of a registered one; InvalidError where it does not.
-        encode: a codec (`planes+zstd`) with which the array is encoded here, by the extension, so that less
-        goes over the network and the server stores it as it comes; not of several parts.
         derived_from_lossy: it was computed from what a lossy codec gave back, so that no get that wants exact
         bytes finds it.
+        encode: a codec (`planes+zstd`) with which the array is encoded here, by the extension, so that less
+        goes over the network and the server stores it as it comes; not of several parts.
         """
         item = Item(
             array, axes, codec, ttl, consistency, if_, attributes, derived_from_lossy=derived_from_lossy

@@ -98,14 +98,14 @@ pub(crate) struct Incoming {
 impl Incoming {
     /// Asks for a tensor that comes as it is.
     pub async fn open_plain(pool: &Pool, ticket: &[u8], end: Option<Instant>) -> Result<Incoming, ClientError> {
-        Incoming::begin(pool, ticket, end).await.map(|(incoming, _)| incoming)
+        Incoming::begin(Messages::open(pool, ticket, end).await?).await.map(|(incoming, _)| incoming)
     }
 
     /// Asks for a tensor that may come in chunks, if the ticket asks for that.
     pub async fn open(pool: &Pool, ticket: &[u8], end: Option<Instant>, calibrations: &Calibrations) -> Result<Incoming, ClientError> {
         // Twice, where an artefact must be fetched first: for that the server would not wait.
         for again in [true, false] {
-            let (mut incoming, schema) = Incoming::begin(pool, ticket, end).await?;
+            let (mut incoming, schema) = Incoming::begin(Messages::open(pool, ticket, end).await?).await?;
             let Some(layout) = chunks::layout(&schema)? else { return Ok(incoming) };
             if incoming.column.row_bytes() != 1 {
                 return Err(ClientError::protocol("chunks in a column that is not one of bytes"));
@@ -125,8 +125,8 @@ impl Incoming {
         Err(ClientError::protocol("another calibration each time"))
     }
 
-    async fn begin(pool: &Pool, ticket: &[u8], end: Option<Instant>) -> Result<(Incoming, Schema), ClientError> {
-        let mut messages = Messages::open(pool, ticket, end).await?;
+    /// Reads the description, and gives the schema that has more of it.
+    pub async fn begin(mut messages: Messages) -> Result<(Incoming, Schema), ClientError> {
         let first = messages.next().await?.ok_or_else(|| ClientError::protocol("a get without a schema"))?;
         let schema = sira_wire::ipc::read_first(&first.header).map_err(ClientError::protocol);
         let carried = schema.and_then(|schema| get::carried_by(&schema).map(|(spec, column)| (spec, column, schema)));

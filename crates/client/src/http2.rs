@@ -13,7 +13,7 @@
 //! | frames sent, at most | the server's limit | the server's limit |
 //! | open at once | one | one a call that runs; [`IDLE`] stay open for [`IDLE_TIME`] |
 
-mod block;
+pub(crate) mod block;
 mod call;
 mod connection;
 mod link;
@@ -23,7 +23,7 @@ mod tls;
 
 use std::time::Duration;
 
-use connection::Connection;
+pub(crate) use connection::Connection;
 pub(crate) use pool::{Lease, Pool};
 pub(crate) use receive::{MAX_METADATA, Message, Messages, put_varint};
 

@@ -168,7 +168,8 @@ async fn run(mut stream: UnixStream, mut orders: UnboundedReceiver<Order>) {
     }
 }
 
-async fn exchange(stream: &mut UnixStream, kind: Kind, body: &[u8], answered: bool) -> io::Result<Result<Reply, ClientError>> {
+/// Sends a request and reads its answer, where there is one.
+pub(crate) async fn exchange(stream: &mut UnixStream, kind: Kind, body: &[u8], answered: bool) -> io::Result<Result<Reply, ClientError>> {
     let len = u32::try_from(body.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     stream.write_all(&[&kind.head(len), body].concat()).await?;
     if !answered {

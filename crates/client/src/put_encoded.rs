@@ -21,7 +21,7 @@ use crate::chunks::{Outgoing, chain, workers};
 use crate::client::json;
 use crate::http2::Pool;
 use crate::put::{self, Failure};
-use crate::put_from::{Parts, put_bytes, put_parts};
+use crate::put_from::{Parts, Piece, put_bytes, put_parts};
 use crate::{Client, ClientError, message};
 
 impl Client {
@@ -156,18 +156,18 @@ pub(crate) async fn put_blocking(
 }
 
 /// What a thread made of a chunk.
-type Made<'a> = (u64, Result<(ChunkHead, std::borrow::Cow<'a, [u8]>), ClientError>);
+type Chunk<'a> = Result<(ChunkHead, std::borrow::Cow<'a, [u8]>), ClientError>;
 
 /// Chunks of several threads, in their order.
 struct Ordered<'a> {
-    coming: Receiver<Made<'a>>,
-    ahead: BTreeMap<u64, Result<(ChunkHead, std::borrow::Cow<'a, [u8]>), ClientError>>,
+    coming: Receiver<(u64, Chunk<'a>)>,
+    ahead: BTreeMap<u64, Chunk<'a>>,
     next: u64,
     cells: u64,
 }
 
 impl<'a> Parts<'a> for Ordered<'a> {
-    fn next(&mut self) -> Result<Option<(Vec<u8>, std::borrow::Cow<'a, [u8]>)>, ClientError> {
+    fn next(&mut self) -> Result<Option<Piece<'a>>, ClientError> {
         if self.next == self.cells {
             return Ok(None);
         }

@@ -48,17 +48,20 @@ impl Client {
     }
 }
 
-/// What follows the first message of a put: messages, each of metadata and rows.
+/// A message of a put: metadata and rows.
+pub(crate) type Piece<'a> = (Vec<u8>, Cow<'a, [u8]>);
+
+/// What follows the first message of a put.
 pub(crate) trait Parts<'a> {
     /// The next one; `None` after the last.
-    fn next(&mut self) -> Result<Option<(Vec<u8>, Cow<'a, [u8]>)>, ClientError>;
+    fn next(&mut self) -> Result<Option<Piece<'a>>, ClientError>;
 }
 
 /// Bytes in pieces, of which nothing is said.
 struct Whole<'a>(&'a [u8]);
 
 impl<'a> Parts<'a> for Whole<'a> {
-    fn next(&mut self) -> Result<Option<(Vec<u8>, Cow<'a, [u8]>)>, ClientError> {
+    fn next(&mut self) -> Result<Option<Piece<'a>>, ClientError> {
         let (piece, rest) = self.0.split_at(self.0.len().min(PIECE));
         self.0 = rest;
         Ok((!piece.is_empty()).then_some((Vec::new(), Cow::Borrowed(piece))))

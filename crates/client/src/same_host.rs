@@ -165,7 +165,7 @@ impl Client {
         };
         let (line, mut reply) = lines.ask(Kind::Map, json(&ticket)?).await?;
         let said: Passed = parsed(&reply)?;
-        let spec = TensorSpec::new(said.dtype.parse()?, said.shape)?.with_axes(said.axes)?.with_attributes(said.attributes)?;
+        let spec = spec_of(&said)?;
         let memory = if said.inline {
             Memory::Own(std::mem::take(&mut reply.inline).into())
         } else {
@@ -231,6 +231,12 @@ fn given<T>(asked: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
         Err(ClientError::Transport { .. }) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// What a server says that a tensor is.
+pub(crate) fn spec_of(said: &Passed) -> Result<TensorSpec, ClientError> {
+    let spec = TensorSpec::new(said.dtype.parse()?, said.shape.clone())?.with_axes(said.axes.clone())?;
+    Ok(spec.with_attributes(said.attributes.clone())?)
 }
 
 fn parsed<T: DeserializeOwned>(reply: &Reply) -> Result<T, ClientError> {

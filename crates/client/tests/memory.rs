@@ -7,7 +7,7 @@ mod common;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use common::{start, start_at};
+use common::{start, start_at, start_at_socket};
 use futures::stream;
 use sira_client::{
     Client, ClientError, Code, Condition, ConnectOptions, DType, GetManyOptions, GetOptions, PutEntry, PutOptions, TensorSpec, blocking,
@@ -38,6 +38,20 @@ async fn a_put_from_memory_is_what_arrow_reads() {
     let error = client.put_from("ns/taken", &large, &vec![0; 50_000_000], PutOptions::default()).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::Exists), "{error}");
     assert_eq!(client.put_from("nokey", &spec, &[0; 100], PutOptions::default()).await.unwrap_err().code(), Some(Code::BadKey));
+}
+
+#[tokio::test]
+async fn memory_goes_over_a_unix_socket_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (fake, client) = start_at_socket(&folder.path().join("socket")).await;
+    let bytes: Vec<u8> = (0..5_000_001).map(|i| (i % 251) as u8).collect();
+    let spec = TensorSpec::new(DType::UInt8, vec![bytes.len() as u64]).unwrap();
+    client.put_from("ns/a", &spec, &bytes, PutOptions::default()).await.unwrap();
+    assert!(fake.put.lock().take().unwrap().1 == bytes);
+    let options = GetOptions { slice: [("token".to_owned(), [1, 3])].into(), ..GetOptions::default() };
+    let mut out = [0xff; 16];
+    client.get_into("ns/a", &options, &mut out).await.unwrap();
+    assert_eq!(out[..], (0..8u16).flat_map(u16::to_le_bytes).collect::<Vec<u8>>());
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 pub mod calibration;
 mod chain;
 pub mod conformance;
+mod default;
 mod error;
 mod float;
 mod gzip;
@@ -22,6 +23,7 @@ mod zstd;
 
 pub use calibration::Calibration;
 pub use chain::{Chain, Encoded, stages};
+pub use default::DefaultChain;
 pub use error::CodecError;
 pub use kv::KvFacts;
 pub use quality::Quality;

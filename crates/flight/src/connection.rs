@@ -15,6 +15,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
 use crate::frames::Frames;
+use crate::http2::STREAM_WINDOW;
 use crate::same_host::Neighbour;
 use crate::seats::{Guest, Seat};
 use crate::stream::{Socket, Stream};
@@ -29,9 +30,11 @@ pub(crate) enum Speaks {
     SameHost,
 }
 
-/// Reads after which a connection lets others have their turn. One read may bring hundreds of tiny frames, each of which takes time: a flood
-/// of them would otherwise hold a thread for as long as it lasts.
-const READS: u32 = 2;
+/// Frames after which a connection lets others have their turn: one read may bring hundreds of tiny ones, each of which takes time, and a flood of them
+/// would otherwise hold a thread for as long as it lasts. And bytes, after which a client has to wait for its put in any case. Not fewer of either:
+/// whoever gives up its turn is taken up by another thread, with its bytes in another core's cache.
+const TURN_FRAMES: u64 = 256;
+const TURN_BYTES: usize = STREAM_WINDOW as usize;
 
 /// A connection that has shown that it speaks HTTP/2, over TLS where that is asked for.
 pub(crate) enum Greeted {
@@ -77,7 +80,7 @@ impl Greeted {
             Greeted::Plain(socket) => socket.park()?,
             Greeted::Tls(stream) => stream.get_mut().0.park()?,
         }
-        Ok(Connection { stream: self, unread: PREFACE, reads: 0, frames: Frames::new(Instant::now()), pause: None, seat })
+        Ok(Connection { stream: self, unread: PREFACE, frames: Frames::new(Instant::now()), turn: (0, 0), pause: None, seat })
     }
 }
 
@@ -86,9 +89,9 @@ pub(crate) struct Connection {
     stream: Greeted,
     /// What is left of the preface, which was read already and is read again by what serves the connection.
     unread: &'static [u8],
-    /// Reads in a row that found something.
-    reads: u32,
     frames: Frames,
+    /// What was read in this turn: bytes, and the frames that had begun before it.
+    turn: (usize, u64),
     /// Until when nothing is read, because too many frames came.
     pause: Option<Pin<Box<Sleep>>>,
     seat: Seat,
@@ -116,8 +119,9 @@ impl AsyncRead for Connection {
             ready!(pause.as_mut().poll(context));
             self.pause = None;
         }
-        if self.reads >= READS {
-            self.reads = 0;
+        let (bytes, begun) = self.turn;
+        if bytes >= TURN_BYTES || self.frames.begun() - begun >= TURN_FRAMES {
+            self.turn = (0, self.frames.begun());
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -129,7 +133,10 @@ impl AsyncRead for Connection {
         if let Some(wait) = self.frames.passed(&buffer.filled()[before..], Instant::now()) {
             self.pause = Some(Box::pin(sleep(wait)));
         }
-        self.reads = if read.is_ready() { self.reads + 1 } else { 0 };
+        match read.is_ready() {
+            true => self.turn.0 += buffer.filled().len() - before,
+            false => self.turn = (0, self.frames.begun()),
+        }
         read
     }
 }

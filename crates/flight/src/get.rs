@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use arrow_flight::{FlightData, SchemaAsIpc};
 use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::Schema;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use http::{HeaderValue, Response, header};
@@ -33,6 +33,18 @@ use crate::status::{of_store, of_wire, outcome, refuse, trailers};
 
 /// Bytes of tensor in a message, at most: what docs/wire.md promises.
 pub(crate) const MESSAGE_BYTES: u64 = 4 << 20;
+
+/// Bytes of a frame of HTTP/2, at least and at most, and frames of a message in between: a client of gRPC takes a message in while it comes, frame by
+/// frame, and is faster with several of them than with one (docs/performance.md).
+const LEAST_FRAME: usize = 64 << 10;
+const MOST_FRAME: usize = 256 << 10;
+const FRAMES: usize = 8;
+
+/// Bytes of each of the frames that `len` bytes are sent in.
+fn frame_bytes(len: usize) -> usize {
+    let frames = (len / LEAST_FRAME).clamp(1, FRAMES).max(len.div_ceil(MOST_FRAME));
+    len.div_ceil(frames).max(1)
+}
 
 /// The carrier of a tensor and its schema, which says what the tensor is.
 pub(crate) fn carrier(spec: &TensorSpec) -> (Carrier, Schema) {
@@ -68,7 +80,8 @@ pub(crate) async fn handle(store: &StorageClient, message: Bytes, guest: Arc<Gue
         counted.end(outcome(&begun));
     }
     let (first, rest) = begun?;
-    let mut response = Response::new(Outgoing::Get(Get { first: Some(first), rest: Some(rest), counted, turn }));
+    let mut response =
+        Response::new(Outgoing::Get(Get { frame: frame_bytes(first.remaining()), message: Some(first), rest: Some(rest), counted, turn }));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     Ok(response)
 }
@@ -118,7 +131,9 @@ type Messages = BoxStream<'static, Result<Pieces, Status>>;
 
 /// The body of an answer to `DoGet`. Dropped, it gives back its memory and its turn.
 pub(crate) struct Get {
-    first: Option<Pieces>,
+    /// What is left of the message that is being sent, and the bytes of its frames.
+    message: Option<Pieces>,
+    frame: usize,
     /// Until it has ended.
     rest: Option<Messages>,
     counted: Request,
@@ -129,6 +144,16 @@ impl Get {
     /// Whether other gets of its connection wait for it to end.
     pub fn is_awaited(&self) -> bool {
         self.turn.as_ref().is_some_and(Turn::is_awaited)
+    }
+
+    /// The next frame of the message, if anything is left of it.
+    fn next_frame(&mut self) -> Option<Frame<Pieces>> {
+        let (message, frame) = (self.message.as_mut()?, self.frame);
+        let next = message.split_to(frame);
+        if message.remaining() == 0 {
+            self.message = None;
+        }
+        Some(Frame::data(next))
     }
 
     /// It is about to be dropped, because its client does not read.
@@ -142,12 +167,17 @@ impl Body for Get {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, Infallible>>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(Ok(Frame::data(first))));
+        if let Some(frame) = self.next_frame() {
+            return Poll::Ready(Some(Ok(frame)));
         }
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
         let end = match ready!(rest.poll_next_unpin(context)) {
-            Some(Ok(pieces)) => return Poll::Ready(Some(Ok(Frame::data(pieces)))),
+            Some(Ok(message)) => {
+                self.frame = frame_bytes(message.remaining());
+                self.message = Some(message);
+                let frame = self.next_frame().unwrap_or_else(|| Frame::data(Pieces::default()));
+                return Poll::Ready(Some(Ok(frame)));
+            }
             Some(Err(status)) => Err(status),
             None => Ok(()),
         };

@@ -54,7 +54,7 @@ impl Source for Chunks {
             body.hold(self.reader.hold());
         }
         body.push_front(before.freeze());
-        Ok(Some(body).filter(|body| bytes::Buf::has_remaining(body)))
+        Ok(Some(body).filter(bytes::Buf::has_remaining))
     }
 }
 

@@ -29,10 +29,12 @@ use crate::server::Guarded;
 pub(crate) const STREAMS: u32 = 64;
 /// HTTP/2 windows: how much a client may send ahead of the store. A connection's holds that of all its streams: puts that wait for memory
 /// must not keep the bytes of those that have it from coming.
-pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
+/// A smaller window makes a client of gRPC wait for each update of it (docs/performance.md).
+pub(crate) const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
-/// Large frames: an upload of 16 MiB in frames of 16 KiB is a thousand of them.
-const FRAME: u32 = 1 << 20;
+/// Large frames: an upload of 16 MiB in frames of 16 KiB is a thousand of them. Not larger: a frame is handed on when all of it has come, by when its
+/// beginning has left a core's cache, and a client with a window of four goes on sending while one is taken.
+const FRAME: u32 = 512 << 10;
 /// Bytes of an answer that wait to be sent, beyond the message that is being sent: the next one is made when fewer are left.
 const SEND_BUFFER: usize = 1 << 20;
 /// Headers of a call. Ours take a few hundred bytes; a call with more is refused, and memory for more is never taken.

@@ -53,6 +53,20 @@ impl Pieces {
         }
     }
 
+    /// Takes the first `count` bytes out, or all. Both parts keep what they are reserved by.
+    pub fn split_to(&mut self, count: usize) -> Pieces {
+        let mut first = Pieces { holds: self.holds.clone(), ..Pieces::default() };
+        while first.len < count && self.len > 0 {
+            let piece = self.front.split_to(self.front.len().min(count - first.len));
+            self.len -= piece.len();
+            if self.front.is_empty() {
+                self.front = self.rest.pop_front().unwrap_or_default();
+            }
+            first.push(piece);
+        }
+        first
+    }
+
     /// Appends `count` zeros, fewer than [`BODY_ALIGN`].
     pub fn pad(&mut self, count: usize) {
         self.push(Bytes::from_static(&ZEROS[..count]));
@@ -168,6 +182,23 @@ mod tests {
                 read.extend(seen);
             }
             assert_eq!(read, flat, "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_buffers_is_cut_anywhere() {
+        let buffers = [vec![1u8; 3], vec![2; 5], vec![3; 1]];
+        let whole = || {
+            let mut pieces = Pieces::default();
+            buffers.iter().for_each(|buffer| pieces.push(Bytes::from(buffer.clone())));
+            pieces
+        };
+        let flat = |pieces: &Pieces| pieces.buffers().map(|buffer| buffer.to_vec()).collect::<Vec<_>>().concat();
+        for count in 0..=12 {
+            let mut rest = whole();
+            let first = rest.split_to(count);
+            assert_eq!((first.remaining(), rest.remaining()), (count.min(9), 9 - count.min(9)));
+            assert_eq!([flat(&first), flat(&rest)].concat(), buffers.concat(), "cut at {count}");
         }
     }
 

@@ -20,17 +20,20 @@ use tonic::body::Body;
 
 use crate::input::{Head, Input};
 use crate::ipc::{self, Announced, Batch};
-use crate::seats::Calls;
 use crate::status::{of_store, of_wire, outcome, refuse};
 use crate::{put_encoded, put_many};
 
 /// Bytes of a row that is permuted: it must be gathered before it can be reordered.
 const MAX_PERMUTED_ROW: u64 = 64 << 20;
 
-/// Answers a `DoPut`. One that stalls is cut off sooner while others wait for memory, or find all `calls` taken.
-pub(crate) async fn handle(store: StorageClient, calls: Calls, request: Request<Body>) -> Response<Body> {
+/// Answers a `DoPut`. One that stalls is cut off sooner while others wait for memory, or `full` says that no more calls are taken.
+pub(crate) async fn handle(
+    store: StorageClient,
+    full: impl Fn() -> bool + Send + Sync + 'static,
+    request: Request<Body>,
+) -> Response<Body> {
     let (pressed, mut counted) = (store.clone(), store.request(Operation::Put));
-    let answer = put(&store, Input::new(request.into_body(), move || pressed.pressed() || calls.are_full())).await;
+    let answer = put(&store, Input::new(request.into_body(), move || pressed.pressed() || full())).await;
     counted.end(outcome(&answer));
     match answer {
         Ok(answer) => accepted(answer),

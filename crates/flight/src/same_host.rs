@@ -71,6 +71,12 @@ impl Neighbours {
         while connections.join_next().await.is_some() {}
     }
 
+    /// Serves one connection to its end.
+    pub async fn one(self: Arc<Neighbours>, neighbour: Neighbour) {
+        let (_stopping, stopped) = watch::channel(false);
+        self.connection(neighbour, stopped).await;
+    }
+
     async fn connection(self: Arc<Neighbours>, neighbour: Neighbour, stopped: watch::Receiver<bool>) {
         let stream = match UnixStream::from_std(neighbour.stream) {
             Ok(stream) => stream,

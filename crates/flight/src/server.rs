@@ -25,9 +25,12 @@ use crate::{door, get, http2, put};
 /// Connections that may be open at once, where nothing else is said.
 pub const DEFAULT_CONNECTIONS: usize = 1024;
 
-/// Calls that a server may have under way. A put may be sent a window of [`http2::STREAM_WINDOW`] before it is let in to memory that is counted; any
-/// other call is under way once its request has come whole.
+/// Calls that a server may have under way.
 const CALLS: usize = 2048;
+
+/// Those of them whose requests are streams. Each may be sent a window of [`http2::STREAM_WINDOW`] before it is let in to memory that is counted; any
+/// other call is under way once its request has come whole.
+const STREAMED_CALLS: usize = 1024;
 
 /// A connection may have a running get for each of these bytes of memory: a get of a large tensor holds 8 MiB, so that the gets of one client
 /// that does not read hold a sixteenth of the memory at most.
@@ -72,7 +75,7 @@ pub async fn serve(
     tokio::spawn(Answers::watch(Arc::downgrade(&answers), move || full.are_full() || pressed.pressed()));
     let tokens = tokens.map(Arc::new);
     let neighbours = Neighbours::new(store.clone(), tokens.clone(), calls.clone());
-    let service = Guarded { flight, store, tokens, calls, arrivals: Arrivals::default(), answers };
+    let service = Guarded { flight, store, tokens, calls, streamed: Calls::new(STREAMED_CALLS), arrivals: Arrivals::default(), answers };
     let gets = (memory / GET_SHARE).clamp(4, http2::STREAMS.into()) as usize;
     let arrivals = door::open(listeners.into(), tls, Room::new(max_connections, gets))?;
     let shutdown = shutdown.shared();
@@ -87,6 +90,8 @@ pub(crate) struct Guarded {
     store: StorageClient,
     tokens: Option<Arc<Tokens>>,
     calls: Calls,
+    /// Those whose requests are streams.
+    streamed: Calls,
     arrivals: Arrivals,
     answers: Arc<Answers>,
 }
@@ -111,9 +116,10 @@ impl Guarded {
         let method = path.strip_prefix(SERVICE).ok_or_else(|| Status::unimplemented(format!("{path} is no call of Arrow Flight")))?;
         if STREAMED.contains(&method) {
             let is_put = method == "DoPut";
-            let call = self.calls.begin(Some(guest))?;
-            let response =
-                if is_put { put::handle(self.store.clone(), self.calls.clone(), request).await } else { self.flight(request).await };
+            let (call, _streamed) = (self.calls.begin(Some(guest))?, self.streamed.begin(None)?);
+            let (calls, streamed) = (self.calls.clone(), self.streamed.clone());
+            let full = move || calls.are_full() || streamed.are_full();
+            let response = if is_put { put::handle(self.store.clone(), full, request).await } else { self.flight(request).await };
             return Ok(self.answers.clone().send(call, response.map(Outgoing::from)));
         }
         let is_get = method == "DoGet";

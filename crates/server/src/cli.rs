@@ -10,8 +10,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use self::args::{
-    CodecCommand, CodecTryArgs, ExportArgs, GetArgs, ImportArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs, PutArgs,
-    RemoveArgs, RouteArgs, SpecCommand, TopArgs,
+    CalibrateArgs, CodecCommand, CodecTryArgs, ExportArgs, GetArgs, ImportArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs,
+    PutArgs, RemoveArgs, RouteArgs, SpecCommand, TopArgs,
 };
 use crate::commands::Server;
 use crate::config::{Config, ConfigError, Flags};
@@ -91,6 +91,8 @@ enum Command {
     /// Register and look up kv specs: what a block of a KV cache is.
     #[command(subcommand)]
     Spec(SpecCommand),
+    /// Learn once what a model's KV caches look like, for the codec kvtc.
+    Calibrate(CalibrateArgs),
     /// List codecs, and try them on a file.
     #[command(subcommand)]
     Codec(CodecCommand),
@@ -184,6 +186,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Route(args) => runtime(false)?.block_on(commands::route(server, &args)),
         Command::Ns(command) => runtime(false)?.block_on(commands::namespace(server, command)),
         Command::Spec(command) => runtime(false)?.block_on(commands::spec(server, command)),
+        Command::Calibrate(args) => runtime(false)?.block_on(commands::calibrate(server, &args)),
         Command::Codec(command) => runtime(false)?.block_on(commands::codec(command)),
         Command::Health { json } => runtime(false)?.block_on(commands::health(server, json)),
         Command::Completions { shell } => completions(shell),

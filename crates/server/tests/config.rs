@@ -175,7 +175,7 @@ fn the_environment_is_over_the_file_and_flags_are_over_both() {
     assert_eq!(config.server.data_dir, Path::new("b"));
     assert_eq!(config.memory.limit, 512 << 20);
     assert!(!config.storage.enable_caching);
-    assert_eq!(config.storage.codec.as_str(), "planes+zstd:9");
+    assert_eq!(config.storage.codec.to_string(), "planes+zstd:9");
     assert!(matches!(&config.storage.backends["object"], Backend::Object { place: ObjectPlace::Url(_), .. }));
     assert_eq!(config.storage.backends["rocksdb"].folder(), Some(Path::new("b/rocksdb")));
     let [rule] = &config.storage.rules[..] else { panic!("{:?}", config.storage.rules) };
@@ -338,6 +338,7 @@ fn whatever_is_wrong_is_refused_with_its_line_and_what_would_be_right() {
         ("[storage.compression]\ndefault_algorithm = \"lz4\"\nlevel = 3", "3", "codec lz4 takes"),
         ("[storage.compression]\ndefault_algorithm = \"zstd:3\"\nlevel = 3", "3", "already has a level"),
         ("[storage.compression]\ndefault_algorithm = \"gzip\"\nlevel = 12", "3", "codec gzip takes"),
+        ("[storage.compression]\ndefault_algorithm = \"auto\"\nlevel = 3", "3", "`auto` takes no level"),
         ("[storage.compression]\nlevel = 0", "2", "a whole number from 1 to 22"),
         ("[storage.encryption]\nalgorithm = \"aes256gcm\"", "2", "nothing would be encrypted"),
         ("[storage.encryption]\nenabled = false\nalgorithm = \"rot13\"", "3", "one of `aes256gcm`, `chacha20poly1305`"),

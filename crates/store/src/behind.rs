@@ -213,8 +213,8 @@ async fn plan(
         let facts = PartFacts::of(inner, &part.name, &part.spec, kv_spec, std::slice::from_ref(&chain)).await?;
         Ok::<_, StoreError>(Arc::new(PartPlan::new(inner, part.declared(), chain, facts)?))
     };
-    let chain = inner.chain(&namespace, &home.name, part.codec.as_deref(), None)?;
-    let plan = match planned(if chain.lossless() { chain } else { inner.options.codec.clone() }).await {
+    let chain = inner.chain(&namespace, &home.name, part.codec.as_deref(), None, part.spec.dtype())?;
+    let plan = match planned(if chain.lossless() { chain } else { inner.options.codec.of(part.spec.dtype()).clone() }).await {
         Err(StoreError::UnknownCalibration(_)) => planned(Chain::none()).await?,
         plan => plan?,
     };

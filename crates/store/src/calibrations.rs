@@ -213,7 +213,6 @@ impl Inner {
         let by = match (self.namespaces.references(hash), in_policy) {
             (records @ 1.., _) => format!("{records} records name it as their codec's"),
             (0, Some(namespace)) => format!("the policy of namespace {} names it", namespace.name),
-            (0, None) if self.options.codec.calibration() == Some(hash) => "the server's default codec names it".to_owned(),
             (0, None) if self.calibrations.is_used(hash) => "a put that runs needs it".to_owned(),
             (0, None) => return Ok(()),
         };

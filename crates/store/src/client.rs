@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use sira_backend::{BackendError, HealthStatus, Payload, StorageBackend, StorageStats, Survives};
-use sira_codec::Chain;
+use sira_codec::{Chain, DefaultChain};
 use sira_tensor::TensorSpec;
 use sira_wire::many::DATA;
 use sira_wire::namespace::{Policy, RouteStep};
@@ -69,7 +69,7 @@ pub struct StoreOptions {
     /// The backend for tensors that no strategy places.
     pub default_backend: String,
     /// How lower tiers keep a tensor whose writer does not say: lossless.
-    pub codec: Chain,
+    pub codec: DefaultChain,
     /// Chunks that are encoded or decoded at once: the processors that may be used for it.
     pub coders: usize,
     /// The level of a put that does not say.
@@ -95,7 +95,7 @@ impl Default for StoreOptions {
             patience: Duration::from_secs(30),
             record_backend: "memory".into(),
             default_backend: "memory".into(),
-            codec: Chain::none(),
+            codec: Chain::none().into(),
             coders: 2,
             consistency: Consistency::Eventual,
             ttl: None,

@@ -19,9 +19,6 @@ use crate::snapshot::{Place, Snapshot};
 /// Bytes of a message, two of which are on their way.
 const MESSAGE: u64 = 4 << 20;
 
-/// Chunks that are fetched at once.
-const WIDTH: usize = 2;
-
 /// A chunk as it is stored, its checksum verified.
 #[derive(Clone, Debug)]
 pub struct EncodedChunk {
@@ -89,7 +86,8 @@ impl Snapshot {
             slice,
             kv_spec,
         };
-        let working = inner.reserve(stored.min(2 * MESSAGE + (WIDTH as u64 + 2) * largest)).await?;
+        let width = inner.coders.chunks_at_once();
+        let working = inner.reserve(stored.min(2 * MESSAGE + (width as u64 + 2) * largest)).await?;
         inner.looked_up(self.home(index), false);
         inner.counters.gets.fetch_add(1, Ordering::Relaxed);
         if let Some(namespace) = &place.namespace {
@@ -105,7 +103,7 @@ impl Snapshot {
                 Ok((EncodedChunk { cell, head, bytes }, raw))
             }
         });
-        let (chunks, hold) = (chunks.buffered(WIDTH).boxed(), Arc::new(Hold::new(self.pin(), working)));
+        let (chunks, hold) = (chunks.buffered(width).boxed(), Arc::new(Hold::new(self.pin(), working)));
         Ok(Some(EncodedReader { spec, layout, chunks, place, hold }))
     }
 }

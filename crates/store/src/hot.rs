@@ -16,15 +16,22 @@ use crate::ledger::{Ledger, Reservation};
 /// A part of at most this share of the tier is kept, so that one large tensor does not empty it.
 const LARGEST_SHARE: u64 = 4;
 
-/// Bytes that are verified together, and go out together: few enough to be in the processor's cache still when they are sent.
+/// Bytes that are verified together: few enough to be in the processor's cache still when they are sent. A slab that is stored as one chunk, as it
+/// is, is one block instead: its checksum is the chunk's, and is taken once.
 pub(crate) const BLOCK: usize = 512 << 10;
+
+/// How long a block that was verified is taken to be intact, in milliseconds: a get of it after that verifies it again. So what is read again and
+/// again costs no checksum each time, and all that memory holds is verified once in this time at most, however much of it is read.
+const INTACT_MS: u64 = 10_000;
+
+/// Of a block that was not verified yet.
+const NEVER: u64 = u64::MAX;
 
 /// A raw part in memory, with the memory it has reserved.
 #[derive(Debug)]
 pub struct HotPart {
     payload: Payload,
-    /// XXH3-64 of each block of each piece, taken when it came in.
-    checksums: Vec<u64>,
+    blocks: Blocks,
     /// What is said of the part before its bytes, by whoever serves it.
     announced: OnceLock<bytes::Bytes>,
     _reservation: Reservation,
@@ -32,6 +39,44 @@ pub struct HotPart {
     region: Option<Arc<Sealed>>,
     /// Counted for its namespace.
     counted: Option<Counted>,
+}
+
+/// By what a part is verified.
+#[derive(Debug)]
+struct Blocks {
+    /// Bytes of a block; the last one of a piece may be shorter.
+    bytes: usize,
+    /// Of all pieces, in order.
+    all: Vec<Block>,
+}
+
+#[derive(Debug)]
+struct Block {
+    /// XXH3-64, taken when it came in.
+    checksum: u64,
+    /// When its bytes were last held against that, in milliseconds, or [`NEVER`].
+    verified: AtomicU64,
+}
+
+impl Blocks {
+    fn new(bytes: usize, checksums: impl IntoIterator<Item = u64>) -> Blocks {
+        let block = |checksum| Block { checksum, verified: AtomicU64::new(NEVER) };
+        Blocks { bytes: bytes.max(1), all: checksums.into_iter().map(block).collect() }
+    }
+}
+
+impl Block {
+    fn is_intact(&self, bytes: &[u8], now: u64) -> bool {
+        // Where the clock was set back, too, it is verified.
+        if now.abs_diff(self.verified.load(Ordering::Relaxed)) < INTACT_MS {
+            return true;
+        }
+        let intact = xxh3_64(bytes) == self.checksum;
+        if intact {
+            self.verified.store(now, Ordering::Relaxed);
+        }
+        intact
+    }
 }
 
 /// Counts the bytes of a part for its namespace, for as long as it is in memory.
@@ -51,7 +96,7 @@ impl HotPart {
     /// Takes the checksums of `payload`, whose memory is `reservation`.
     pub fn new(payload: Payload, reservation: Reservation) -> HotPart {
         let checksums = payload.pieces().iter().flat_map(|piece| piece.chunks(BLOCK)).map(xxh3_64).collect();
-        HotPart::gathered(payload, checksums, reservation)
+        HotPart::gathered(payload, (BLOCK, checksums), reservation)
     }
 
     /// What is said of the part before its bytes: `make` makes it the first time.
@@ -59,9 +104,16 @@ impl HotPart {
         self.announced.get_or_init(make).clone()
     }
 
-    /// As [`HotPart::new`], of pieces whose checksums were taken as they came in.
-    pub(crate) fn gathered(payload: Payload, checksums: Vec<u64>, reservation: Reservation) -> HotPart {
-        HotPart { payload, checksums, announced: OnceLock::new(), _reservation: reservation, region: None, counted: None }
+    /// As [`HotPart::new`], of pieces whose checksums were taken as they came in, one for each block of so many bytes.
+    pub(crate) fn gathered(payload: Payload, (bytes, checksums): (usize, Vec<u64>), reservation: Reservation) -> HotPart {
+        HotPart {
+            payload,
+            blocks: Blocks::new(bytes, checksums),
+            announced: OnceLock::new(),
+            _reservation: reservation,
+            region: None,
+            counted: None,
+        }
     }
 
     /// A part whose bytes lie in `region`, cut as the slabs of `grid` are.
@@ -87,26 +139,38 @@ impl HotPart {
         self.payload.len()
     }
 
-    /// The block at `place`, verified; `None` after the last. The first is at the default place; the place moves on.
-    pub fn block(&self, place: &mut Place) -> Option<Result<bytes::Bytes, Damaged>> {
-        let piece = self.payload.pieces().get(place.piece)?;
-        let block = piece.slice(place.offset..piece.len().min(place.offset + BLOCK));
-        let intact = self.checksums.get(place.block).is_some_and(|&checksum| xxh3_64(&block) == checksum);
-        place.block += 1;
-        place.offset += BLOCK;
-        if place.offset >= piece.len() {
-            (place.piece, place.offset) = (place.piece + 1, 0);
-        }
+    /// The block at `place`, verified a moment before `now` (milliseconds) or now; `None` after the last. The first is at the default place; the
+    /// place moves on.
+    pub fn block(&self, place: &mut Place, now: u64) -> Option<Result<bytes::Bytes, Damaged>> {
+        let (at, block) = (place.block, self.next(place)?);
+        let intact = self.blocks.all.get(at).is_some_and(|known| known.is_intact(&block, now));
         Some(if intact { Ok(block) } else { Err(Damaged) })
     }
 
-    /// All bytes, verified, in the pieces they came in.
+    /// The bytes of the block at `place`, which moves on.
+    fn next(&self, place: &mut Place) -> Option<bytes::Bytes> {
+        let piece = self.payload.pieces().get(place.piece)?;
+        let block = piece.slice(place.offset..piece.len().min(place.offset.saturating_add(self.blocks.bytes)));
+        place.block += 1;
+        place.offset += block.len();
+        if place.offset >= piece.len() {
+            (place.piece, place.offset) = (place.piece + 1, 0);
+        }
+        Some(block)
+    }
+
+    /// All bytes, verified now, in the pieces they came in.
     pub fn verified(&self) -> Result<Payload, Damaged> {
         let mut place = Place::default();
-        while let Some(block) = self.block(&mut place) {
-            block?;
+        for known in &self.blocks.all {
+            if self.next(&mut place).is_none_or(|block| xxh3_64(&block) != known.checksum) {
+                return Err(Damaged);
+            }
         }
-        Ok(self.payload.clone())
+        match self.next(&mut place) {
+            None => Ok(self.payload.clone()),
+            Some(_) => Err(Damaged),
+        }
     }
 }
 
@@ -266,6 +330,44 @@ mod tests {
         let Some(reservation) = tier.admit(bytes) else { return false };
         tier.insert(id, 0, Arc::new(HotPart::new(vec![7u8; bytes as usize].into(), reservation)));
         true
+    }
+
+    #[test]
+    fn a_block_is_verified_at_first_and_again_after_a_while() {
+        let pieces = [vec![1u8; BLOCK + 5], vec![2; 9]];
+        let checksums = |last| vec![xxh3_64(&pieces[0][..BLOCK]), xxh3_64(&pieces[0][BLOCK..]), last];
+        let part = |last| {
+            HotPart::gathered(
+                pieces.clone().map(bytes::Bytes::from).into_iter().collect(),
+                (BLOCK, checksums(last)),
+                Reservation::default(),
+            )
+        };
+        let read = |part: &HotPart, now| {
+            let mut place = Place::default();
+            std::iter::from_fn(|| part.block(&mut place, now)).map(|block| block.map(|block| block.len()).ok()).collect::<Vec<_>>()
+        };
+        let good = part(xxh3_64(&pieces[1]));
+        assert_eq!(read(&good, 7), [Some(BLOCK), Some(5), Some(9)]);
+        assert!(good.verified().is_ok());
+        let bad = part(1);
+        for now in [0, INTACT_MS - 1, 1 << 50] {
+            assert_eq!(read(&bad, now), [Some(BLOCK), Some(5), None], "at {now}");
+        }
+        assert!(bad.verified().is_err());
+        // As if the last block had been damaged a second after it was read.
+        bad.blocks.all[2].verified.store(1_000_000, Ordering::Relaxed);
+        for (later, intact) in [(1000, true), (INTACT_MS - 1, true), (INTACT_MS, false)] {
+            assert_eq!(read(&bad, 1_000_000 + later)[2].is_some(), intact, "{later} ms later");
+        }
+        assert!(read(&bad, 500_000)[2].is_none(), "the clock was set back");
+        assert!(bad.verified().is_err(), "whoever wants all of it verified gets that");
+        let whole = HotPart::gathered(
+            pieces.clone().map(bytes::Bytes::from).into_iter().collect(),
+            (usize::MAX, pieces.iter().map(|piece| xxh3_64(piece)).collect()),
+            Reservation::default(),
+        );
+        assert_eq!(read(&whole, 0), [Some(BLOCK + 5), Some(9)], "a piece is one block");
     }
 
     #[test]

@@ -1,20 +1,22 @@
 //! One part of a put: its bytes are gathered into slabs, which are kept, or cut into chunks and stored.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use sira_backend::Payload;
 use sira_codec::Chain;
 use sira_tensor::TensorSpec;
-use sira_tensor::grid::{Grid, Slab, Slabs};
+use sira_tensor::grid::{Grid, Region as Cells, Slab, Slabs};
 use tokio::sync::oneshot;
 
 use crate::StoreError;
 use crate::client::Inner;
 use crate::coding::PartFacts;
 use crate::digest::Digest;
-use crate::hot::{HotPart, HotTier};
+use crate::hot::{BLOCK, HotPart, HotTier};
 use crate::ledger::Reservation;
 use crate::record::{Chunk, Part};
 use crate::region::{Region, taken};
@@ -131,7 +133,7 @@ pub(crate) struct PartWriter {
     /// The slab being filled, and the checksums of what is in it so far.
     current: Option<(Slab, Region, Digest)>,
     /// The slabs being stored, while the next one fills.
-    storing: VecDeque<(Slab, Storing)>,
+    storing: VecDeque<(Cells, Storing)>,
     /// How many may be.
     at_once: usize,
     /// Cells and what is stored of them.
@@ -140,6 +142,8 @@ pub(crate) struct PartWriter {
     kept: Option<(Payload, Vec<u64>, Reservation)>,
     /// The part of memory that it is for.
     hot: Arc<HotTier>,
+    /// Bytes that memory is verified by.
+    block_bytes: usize,
 }
 
 impl PartWriter {
@@ -149,6 +153,12 @@ impl PartWriter {
             Target::Kept => true,
             // What a lossy codec gives back is all that is ever given: memory keeps that, from the first get on.
             Target::Chunks(_) => plan.chain.lossless() && hot.takes(plan.part.spec.nbytes()),
+        };
+        // The checksum of a slab that becomes one chunk as it is serves both.
+        let as_it_is = |sink: &ChunkSink| sink.plan.chain.is_none() && plan.grid.slab_bytes() == plan.grid.region_bytes(&plan.grid.cell(0));
+        let block_bytes = match &target {
+            Target::Chunks(sink) if as_it_is(sink) => usize::try_from(plan.grid.slab_bytes()).unwrap_or(BLOCK),
+            _ => BLOCK,
         };
         PartWriter {
             slabs: plan.grid.slabs(),
@@ -160,6 +170,7 @@ impl PartWriter {
             chunks: Vec::new(),
             kept: keeps.then(|| (Payload::default(), Vec::new(), reservation)),
             hot,
+            block_bytes,
         }
     }
 
@@ -168,8 +179,8 @@ impl PartWriter {
         while !bytes.is_empty() {
             if self.current.is_none() {
                 let slab = self.slabs.next().ok_or_else(|| StoreError::Internal("a tensor longer than its slabs".into()))?;
-                let bytes = slab.bytes(&self.grid);
-                self.current = Some((slab, inner.regions.region(bytes)?, self.digest(bytes)));
+                let region = inner.regions.region(slab.bytes(&self.grid))?;
+                self.current = Some((slab, region, Digest::new(self.block_bytes)));
             }
             let Some((_, region, digest)) = &mut self.current else { continue };
             let (now, later) = bytes.split_at(region.append(bytes));
@@ -185,30 +196,42 @@ impl PartWriter {
     /// Takes all bytes of a part that is one slab, as they lie.
     pub async fn adopt(&mut self, inner: &Inner, region: Region) -> Result<(), StoreError> {
         let slab = self.slabs.next().ok_or_else(|| StoreError::Internal("a tensor without slabs".into()))?;
-        let mut digest = self.digest(slab.bytes(&self.grid));
+        let mut digest = Digest::new(self.block_bytes);
         digest.update(region.bytes());
         self.current = Some((slab, region, digest));
         self.slab_full(inner).await
     }
 
-    fn digest(&self, bytes: u64) -> Digest {
-        Digest::new(bytes, matches!(&self.target, Target::Chunks(sink) if sink.plan.chain.is_none()))
-    }
-
     /// Hands a full slab on, once few enough of those before it are still being stored.
     async fn slab_full(&mut self, inner: &Inner) -> Result<(), StoreError> {
         let Some((slab, region, digest)) = self.current.take() else { return Ok(()) };
-        let (bytes, (blocks, checksum)) = (region.freeze(), digest.finish());
+        let (bytes, blocks) = (region.freeze(), digest.finish());
+        let checksum = match blocks[..] {
+            [only] => Some(only),
+            _ => None,
+        };
         self.keep(&bytes, blocks);
         if let Target::Chunks(sink) = self.target.clone() {
             while self.storing.len() >= self.at_once {
                 self.wait_stored().await?;
             }
+            let region = slab.region.clone();
+            let mut storing = Box::pin(async move { sink.store(&slab, bytes, checksum).await });
+            // A backend that waits for nothing, as memory does, is done here and now: no task.
+            if let Some(stored) = storing.as_mut().now_or_never() {
+                return self.stored(&region, stored?);
+            }
             let (sender, receiver) = oneshot::channel();
-            self.storing.push_back((slab.clone(), receiver));
+            self.storing.push_back((region, receiver));
             // Runs to its end even if the writer goes: what is being written must be known before it can be swept.
-            inner.seams.spawner.spawn(Box::pin(async move { drop(sender.send(sink.store(&slab, bytes, checksum).await)) }));
+            inner.seams.spawner.spawn(Box::pin(async move { drop(sender.send(storing.await)) }));
         }
+        Ok(())
+    }
+
+    /// Notes what is stored of a slab.
+    fn stored(&mut self, slab: &[Range<u64>], stored: Vec<Chunk>) -> Result<(), StoreError> {
+        self.chunks.extend(self.grid.touched(slab).into_iter().zip(stored));
         Ok(())
     }
 
@@ -234,8 +257,7 @@ impl PartWriter {
         let Some((_, storing)) = self.storing.front_mut() else { return Ok(()) };
         let stored = storing.await.unwrap_or_else(|_| Err(StoreError::Internal("a task that stores chunks has died".into())));
         let Some((slab, _)) = self.storing.pop_front() else { return Ok(()) };
-        self.chunks.extend(self.grid.touched(&slab.region).into_iter().zip(stored?));
-        Ok(())
+        self.stored(&slab, stored?)
     }
 
     /// The slabs that are still being stored.
@@ -264,6 +286,6 @@ impl PartWriter {
         // What holds no bytes needs no place in memory, but what waits to be written behind must be whole.
         let waits = matches!(self.target, Target::Kept) && !inline;
         let kept = kept.filter(|(payload, _, _)| waits || !payload.is_empty());
-        Ok((record, kept.map(|(payload, checksums, reservation)| HotPart::gathered(payload, checksums, reservation))))
+        Ok((record, kept.map(|(payload, checksums, reservation)| HotPart::gathered(payload, (self.block_bytes, checksums), reservation))))
     }
 }

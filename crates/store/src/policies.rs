@@ -116,7 +116,7 @@ impl StorageClient {
             steps,
             inline: nbytes <= INLINE_BYTES,
             memory: hot.takes(nbytes),
-            codec: codec.unwrap_or_else(|| inner.options.codec.clone()).to_string(),
+            codec: codec.map_or_else(|| inner.options.codec.to_string(), |chain| chain.to_string()),
             consistency: level(inner, &home, consistency, default)?,
             backend,
         })

@@ -197,8 +197,8 @@ pub(crate) async fn inline(inner: &Inner, record: &TensorRecord, index: usize) -
     }
 }
 
-/// The box `wanted` of a part that lies in memory. Every piece of memory is verified before a byte of it leaves; one that is damaged is
-/// an error, and the part is forgotten, so that the next get reads it from its home.
+/// The box `wanted` of a part that lies in memory. A block of memory that was not verified a moment ago is verified before a byte of it leaves; one
+/// that is damaged is an error, and the part is forgotten, so that the next get reads it from its home.
 fn from_memory(
     place: &Place,
     part: Arc<HotPart>,
@@ -206,7 +206,7 @@ fn from_memory(
     whole: bool,
 ) -> Result<BoxStream<'static, Result<Bytes, StoreError>>, StoreError> {
     let spec = place.part().spec.clone();
-    let place = place.clone();
+    let (place, now) = (place.clone(), place.inner.now());
     let damaged = move |Damaged| {
         place.hot.remove(&place.record.write_id, place.index);
         place.inner.counters.corrupt.fetch_add(1, Ordering::Relaxed);
@@ -214,13 +214,13 @@ fn from_memory(
     };
     if whole {
         let mut at = BlockPlace::default();
-        let pieces = std::iter::from_fn(move || Some(part.block(&mut at)?.map_err(&damaged)));
+        let pieces = std::iter::from_fn(move || Some(part.block(&mut at, now)?.map_err(&damaged)));
         return Ok(futures::stream::iter(pieces).boxed());
     }
     let item = spec.dtype().item_size().unwrap_or(1) as u64;
     let (run, begins) = runs(spec.shape(), item, &wanted);
     let mut begins = begins.peekable();
-    let mut cursor = Cursor { part, next: BlockPlace::default(), block: Bytes::new(), offset: 0 };
+    let mut cursor = Cursor { part, now, next: BlockPlace::default(), block: Bytes::new(), offset: 0 };
     let mut within = 0;
     let pieces = std::iter::from_fn(move || {
         let mut piece = Vec::new();
@@ -244,6 +244,8 @@ fn from_memory(
 /// A place in a part that only moves forward: a slice may have millions of runs.
 struct Cursor {
     part: Arc<HotPart>,
+    /// When the read began, in milliseconds.
+    now: u64,
     /// The block after the present one.
     next: BlockPlace,
     /// The present block, and where it begins.
@@ -258,7 +260,7 @@ impl Cursor {
         while left > 0 {
             let end = self.offset + self.block.len() as u64;
             if begin >= end {
-                let Some(block) = self.part.block(&mut self.next) else { return Ok(()) };
+                let Some(block) = self.part.block(&mut self.next, self.now) else { return Ok(()) };
                 (self.block, self.offset) = (block?, end);
                 continue;
             }

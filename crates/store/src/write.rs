@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use futures::FutureExt;
 use sira_backend::Survives;
 use sira_codec::Chain;
-use sira_tensor::TensorSpec;
+use sira_tensor::{DType, TensorSpec};
 use sira_wire::{Code, Condition, Consistency, Key, PutAnswer};
 use tokio::sync::oneshot;
 
@@ -113,7 +113,7 @@ impl Writer {
         let (mut plans, mut calibrations) = (Vec::with_capacity(parts.len()), Vec::new());
         for part in parts {
             let model = followed.as_ref().map(|spec| &spec.model).or_else(|| part.spec.attributes().get(MODEL));
-            let chain = inner.chain(&namespace, &home.name, part.codec.as_deref(), model.map(String::as_str))?;
+            let chain = inner.chain(&namespace, &home.name, part.codec.as_deref(), model.map(String::as_str), part.spec.dtype())?;
             if exact && (!chain.lossless() || options.derived_from_lossy) {
                 let what = if chain.lossless() { "what is derived from lossy data".to_owned() } else { format!("codec {chain}") };
                 return Err(StoreError::Unsupported(format!("namespace {} is exact, and takes no lossy data: {what}", namespace.name)));
@@ -468,10 +468,17 @@ pub(crate) fn level(inner: &Inner, home: &Tier, asked: Option<Consistency>, defa
 
 impl Inner {
     /// The chain of a part of `model`, where that is known: its writer's, the namespace's for its home, the configured one.
-    pub fn chain(&self, namespace: &Namespace, home: &str, asked: Option<&str>, model: Option<&str>) -> Result<Chain, StoreError> {
+    pub fn chain(
+        &self,
+        namespace: &Namespace,
+        home: &str,
+        asked: Option<&str>,
+        model: Option<&str>,
+        dtype: DType,
+    ) -> Result<Chain, StoreError> {
         match asked {
             Some(text) => self.calibrated(text, model),
-            None => Ok(namespace.codec(home)?.unwrap_or_else(|| self.options.codec.clone())),
+            None => Ok(namespace.codec(home)?.unwrap_or_else(|| self.options.codec.of(dtype).clone())),
         }
     }
 }

@@ -34,10 +34,10 @@ pub mod metadata {
     pub const IF: &str = "sira.if";
     /// Hash of a registered kv spec.
     pub const KV_SPEC: &str = "sira.kv_spec";
-    /// Of a put, how the chunks that come are cut and encoded; of an answer, those that it sends. JSON.
-    pub const ENCODED: &str = "sira.encoded";
     /// Whether it was computed from what a lossy codec gave back: `true` or `false`.
     pub const DERIVED_FROM_LOSSY: &str = "sira.derived_from_lossy";
+    /// Of a put, how the chunks that come are cut and encoded; of an answer, those that it sends. JSON.
+    pub const ENCODED: &str = "sira.encoded";
     /// What attribute names start with.
     pub const ATTRIBUTE_PREFIX: &str = "sira.attr.";
 }
@@ -127,10 +127,10 @@ pub struct PutOptions {
     pub condition: Option<Condition>,
     /// Hash of the kv spec that it follows.
     pub kv_spec: Option<String>,
-    /// The bytes come as chunks that are encoded already, cut and encoded like this.
-    pub encoded: Option<Encoding>,
     /// Whether it was computed from what a lossy codec gave back: then it is not exact, however it is kept.
     pub derived_from_lossy: bool,
+    /// The bytes come as chunks that are encoded already, cut and encoded like this.
+    pub encoded: Option<Encoding>,
     /// The client's own attributes.
     pub attributes: BTreeMap<String, String>,
 }
@@ -157,10 +157,10 @@ struct Command {
     condition: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kv_spec: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    encoded: Option<Encoding>,
     #[serde(default, skip_serializing_if = "is_false")]
     derived_from_lossy: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    encoded: Option<Encoding>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     attributes: BTreeMap<String, String>,
 }
@@ -190,15 +190,15 @@ impl PutOptions {
                 metadata::TTL => options.ttl = Some(value.parse().map_err(|_| bad_ttl(value))?),
                 metadata::CONSISTENCY => options.consistency = Some(value.parse()?),
                 metadata::KV_SPEC => options.kv_spec = Some(value.clone()),
-                metadata::ENCODED => options.encoded = Some(Encoding::parse(value)?),
                 metadata::DERIVED_FROM_LOSSY => {
                     options.derived_from_lossy =
                         value.parse().map_err(|_| refuse(format!("{name} is {value:?}; it may be true or false")))?;
                 }
+                metadata::ENCODED => options.encoded = Some(Encoding::parse(value)?),
                 metadata::IF => options.condition = Some(value.parse()?),
                 _ => {
                     return Err(refuse(format!(
-                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if, .kv_spec, .encoded, .derived_from_lossy and .attr.NAME"
+                        "{name:?} is no option; there are sira.shape, .dtype, .axes, .codec, .ttl, .consistency, .if, .kv_spec, .derived_from_lossy, .encoded and .attr.NAME"
                     )));
                 }
             }
@@ -219,8 +219,8 @@ impl PutOptions {
             (metadata::CONSISTENCY, self.consistency.map(|v| v.to_string())),
             (metadata::IF, self.condition.map(|v| v.to_string())),
             (metadata::KV_SPEC, self.kv_spec.clone()),
-            (metadata::ENCODED, self.encoded.as_ref().and_then(|encoded| serde_json::to_string(encoded).ok())),
             (metadata::DERIVED_FROM_LOSSY, self.derived_from_lossy.then(|| "true".to_owned())),
+            (metadata::ENCODED, self.encoded.as_ref().and_then(|encoded| serde_json::to_string(encoded).ok())),
         ];
         entries.extend(fields.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
         entries
@@ -238,8 +238,8 @@ impl PutOptions {
             consistency: command.consistency.as_deref().map(str::parse).transpose()?,
             condition: command.condition.as_deref().map(str::parse).transpose()?,
             kv_spec: command.kv_spec,
-            encoded: command.encoded,
             derived_from_lossy: command.derived_from_lossy,
+            encoded: command.encoded,
             attributes: command.attributes,
         };
         Ok((command.key.parse()?, options.checked()?))
@@ -258,8 +258,8 @@ impl PutOptions {
             consistency: self.consistency.map(|level| level.to_string()),
             condition: self.condition.map(|condition| condition.to_string()),
             kv_spec: self.kv_spec.clone(),
-            encoded: self.encoded.clone(),
             derived_from_lossy: self.derived_from_lossy,
+            encoded: self.encoded.clone(),
             attributes: self.attributes.clone(),
         })
     }

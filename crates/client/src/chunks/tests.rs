@@ -107,8 +107,11 @@ fn small_tensors_and_those_without_a_codec_go_raw() {
     assert_eq!(unknown.code(), Some(Code::UnknownCodec));
 }
 
+/// Metadata and rows.
+type Message = (Vec<u8>, Vec<u8>);
+
 /// A whole answer of three chunks, of which the last is raw.
-fn good() -> (Schema, TensorSpec, Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>) {
+fn good() -> (Schema, TensorSpec, Vec<Message>, Vec<u8>) {
     let whole = spec(DType::UInt8, &[3, 2 << 20]);
     let mut data = bytes(4 << 20);
     data.extend((0..2u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ (i.wrapping_mul(40_503) >> 7) as u8));
@@ -129,8 +132,8 @@ fn a_stream_that_is_not_whole_or_out_of_order_is_an_error() {
         assert!(error.contains(said), "{error} is not {said}");
     };
     fails(&messages[..messages.len() - 1], "chunks early");
-    fails(&messages[1..], "chunk 0: it begins or goes on within another");
-    fails(&[&messages[..1], &messages[..1]].concat(), "chunk 0: it begins or goes on within another");
+    fails(&messages[1..], "it begins or goes on within another");
+    fails(&[&messages[..1], &messages[..1]].concat(), "it begins or goes on within another");
     let mut damaged = messages.clone();
     damaged[0].1[500] ^= 1;
     fails(&damaged, "SIRA_CORRUPT: chunk 0: it came with another checksum");
@@ -142,7 +145,7 @@ fn a_stream_that_is_not_whole_or_out_of_order_is_an_error() {
         messages
     };
     fails(&said(&|chunks| chunks.segments[0].cell = 1), "chunk 1: it comes where another is due");
-    fails(&said(&|chunks| chunks.segments[0].offset = 8), "more bytes than it should");
+    fails(&said(&|chunks| chunks.segments[0].offset = 8), "SIRA_CORRUPT: chunk 0: it came with another checksum");
     fails(&said(&|chunks| chunks.segments[0].offset = u64::MAX), "more bytes than it should");
     let head = |change: fn(&mut ChunkHead)| said(&|chunks| chunks.segments[0].chunk.iter_mut().for_each(change));
     fails(&head(|head| head.chain = 2), "chain 2 of 2");

@@ -122,7 +122,12 @@ impl Pool {
             other => other,
         })?;
         connection.set_end(end);
-        Ok(Lease { connection, pool: self.clone(), reused: false })
+        Ok(self.lease(connection))
+    }
+
+    /// Takes this connection for one of its own.
+    pub fn lease(&self, connection: Connection) -> Lease {
+        Lease { connection, pool: self.clone(), reused: false }
     }
 
     async fn over(&self, socket: io::Result<impl Link + 'static>) -> Result<Box<dyn Link>, ClientError> {

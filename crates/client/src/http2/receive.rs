@@ -47,11 +47,21 @@ impl Messages {
         loop {
             let mut lease = pool.take(end).await?;
             match ask(&mut lease, &request).await {
-                Ok(()) => return Ok(Messages { lease, message: 0, body: 0 }),
+                Ok(()) => return Ok(Messages::of(lease)),
                 Err(error) if lease.may_try_again(&error) => {}
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    fn of(lease: Lease) -> Messages {
+        Messages { lease, message: 0, body: 0 }
+    }
+
+    /// As [`Messages::open`], over a connection that is there already.
+    pub async fn over(mut lease: Lease, ticket: &[u8]) -> Result<Messages, ClientError> {
+        ask(&mut lease, &request(ticket)).await?;
+        Ok(Messages::of(lease))
     }
 
     /// The next message up to its body; `None` once all have come and the server has confirmed it. What is left of the one before is skipped.

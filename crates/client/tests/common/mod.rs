@@ -1,6 +1,6 @@
 //! A small Flight server that reads and writes Arrow with arrow-flight's own code.
 
-#![allow(clippy::unwrap_used, reason = "a helper of tests")]
+#![allow(clippy::unwrap_used, dead_code, reason = "a helper of tests, each of which uses some of it")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
@@ -23,7 +23,7 @@ use sira_client::{Client, FailedKey, PutAnswer, TensorSpec};
 use sira_wire::many::{
     GetMessage, KeyHeader, KeysRequest, ManyCommand, ManyTicket, PutItem, PutManyAnswer, PutMessage, PutResult as Outcome, Segment,
 };
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -239,10 +239,23 @@ pub async fn start() -> (Arc<Fake>, Client) {
 
 /// The server, and where it is.
 pub async fn start_at() -> (Arc<Fake>, String) {
-    let fake = Arc::new(Fake::default());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("grpc://{}", listener.local_addr().unwrap());
+    (serve(TcpListenerStream::new(listener)), url)
+}
+
+/// A server at a Unix socket.
+pub async fn start_at_socket(path: &std::path::Path) -> (Arc<Fake>, Client) {
+    let fake = serve(UnixListenerStream::new(tokio::net::UnixListener::bind(path).unwrap()));
+    (fake, Client::connect(&format!("grpc+unix://{}", path.display())).await.unwrap())
+}
+
+fn serve<S>(incoming: impl Stream<Item = std::io::Result<S>> + Send + 'static) -> Arc<Fake>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + tonic::transport::server::Connected + Unpin + Send + 'static,
+{
+    let fake = Arc::new(Fake::default());
     let service = FlightServiceServer::from_arc(fake.clone()).max_decoding_message_size(64 << 20);
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
-    (fake, url)
+    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    fake
 }

@@ -1,7 +1,7 @@
 //! Learning a calibration from documents.
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side, get_global_parallelism};
+use faer::{Accum, Mat, MatMut, Par, Side, get_global_parallelism};
 
 use super::format::Content;
 use super::quantise::quantise;
@@ -28,7 +28,7 @@ pub struct FitOptions {
 
 impl Default for FitOptions {
     fn default() -> FitOptions {
-        FitOptions { finest_step: 0.007, max_width: 8192 }
+        FitOptions { finest_step: 0.0035, max_width: 8192 }
     }
 }
 
@@ -96,7 +96,7 @@ impl Fitter {
     /// Lengths that are not whole tokens or differ; numbers that are not finite.
     pub fn add(&mut self, keys: &[f32], values: &[f32]) -> Result<(), CodecError> {
         let token = self.model.layers as usize * self.model.heads as usize * self.model.dim as usize;
-        if keys.len() != values.len() || keys.len() % token != 0 {
+        if keys.len() != values.len() || !keys.len().is_multiple_of(token) {
             let reason = format!("{} and {} values of keys and values; both have {token} a token", keys.len(), values.len());
             return Err(CodecError::encode("calibration", reason));
         }

@@ -8,6 +8,8 @@
 
 mod basis;
 #[cfg(feature = "calibrate")]
+mod document;
+#[cfg(feature = "calibrate")]
 mod fit;
 mod format;
 #[cfg(feature = "calibrate")]
@@ -17,6 +19,8 @@ mod product;
 mod quantise;
 pub(crate) mod shapes;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 pub(crate) mod tiny;
 
 use std::ops::Range;
@@ -24,6 +28,8 @@ use std::ops::Range;
 use sira_tensor::kv::RopeStyle;
 
 pub(crate) use basis::Basis;
+#[cfg(feature = "calibrate")]
+pub use document::Document;
 #[cfg(feature = "calibrate")]
 pub use fit::{FitOptions, Fitter};
 pub(crate) use format::flat;

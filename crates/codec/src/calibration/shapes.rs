@@ -129,7 +129,9 @@ pub(crate) mod fit {
         const GRID: usize = 50;
         let mut mass = [0.0; 128];
         let mut first = [0.0; 128];
-        for point in 0..128 * GRID {
+        // Twelve deviations, and what rounding adds to them.
+        let end = ((12.0 * deviation + 2.0).min(128.0) * GRID as f64) as usize;
+        for point in 0..end {
             let x = (point as f64 + 0.5) / GRID as f64;
             let bin = (x + 1.0 - ROUND_UP) as usize;
             if bin < 128 {

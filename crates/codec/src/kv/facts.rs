@@ -25,7 +25,7 @@ impl KvFacts {
     /// Facts of the part `name`, described by `spec`. The kv spec's are taken first; what it does not say, or where there is none, comes
     /// from the attributes `model`, `rope` (`half`, `interleaved`), `rope_theta`, `rope_dim`, `first_position`, as text, or from those of
     /// a file that was put, which begin with `safetensors.`. An attribute `kv.first_position` says where one block of a sequence
-    /// begins. `None` where nothing is known.
+    /// begins. A part named `k` or `v` is K or V without anything else. `None` where nothing is known.
     pub fn of(name: &str, spec: &TensorSpec, kv: Option<&KvSpec>) -> Option<KvFacts> {
         let attributes = spec.attributes();
         let mut rope = kv.map_or_else(|| rope(attributes), |kv| kv.rope.clone());
@@ -35,7 +35,7 @@ impl KvFacts {
         }
         let model = kv.map(|kv| kv.model.clone()).or_else(|| text(attributes, "model").map(str::to_owned));
         let fields = kv.and_then(|kv| kv.parts.iter().find(|part| part.name == name)).map(|part| part.fields.clone());
-        if model.is_none() && rope.is_none() && fields.is_none() {
+        if model.is_none() && rope.is_none() && fields.is_none() && !matches!(name, "k" | "v") {
             return None;
         }
         Some(KvFacts { model, rope, part: name.to_owned(), fields: fields.unwrap_or_default() })

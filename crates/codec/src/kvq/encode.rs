@@ -64,11 +64,8 @@ pub(super) fn encode(options: &Options, layout: &Layout<'_>, exact: &Exact, inpu
     let tokens: usize = exact.others().iter().map(|run| run.len()).sum();
     let rotation = heads.iter().find_map(|head| layout.rotation(&head.matrix));
     let planes = planes(heads.iter().map(|head| &head.matrix));
-    let scale = Scale {
-        steps: steps(options, &heads, &planes, tokens),
-        means: means(tokens),
-        classes: if tokens < FEW_FOR_CLASSES { 2 } else { 1 },
-    };
+    let scale =
+        Scale { steps: steps(options, &heads, &planes), means: means(tokens), classes: if tokens < FEW_FOR_CLASSES { 2 } else { 1 } };
     let mut out = Vec::with_capacity(input.len() / 4);
     out.push(FORMAT);
     out.push(if rotation.is_some() { UNROTATED } else { 0 } | if scale.classes == 2 { COARSE } else { 0 } | scale.means << MEANS_SHIFT);
@@ -128,7 +125,7 @@ impl Head {
 }
 
 /// The step of each plane.
-fn steps(options: &Options, heads: &[Head], planes: &[usize], tokens: usize) -> Vec<f32> {
+fn steps(options: &Options, heads: &[Head], planes: &[usize]) -> Vec<f32> {
     let count = planes.last().map_or(0, |last| last + 1);
     let mut sums = vec![(0.0, 0.0, 0.0); count];
     for (head, plane) in heads.iter().zip(planes) {
@@ -150,7 +147,7 @@ fn steps(options: &Options, heads: &[Head], planes: &[usize], tokens: usize) -> 
         sums.iter().zip(&kinds).map(of_plane).collect()
     };
     match options.quality {
-        Quality::Rate(rate) => of(search(rate, |relative| estimate(heads, planes, &of(relative), tokens))),
+        Quality::Rate(rate) => of(search(rate, |relative| estimate(heads, planes, &of(relative)))),
         _ => of(options.step().unwrap_or(1.0)),
     }
 }
@@ -166,8 +163,8 @@ fn search(rate: f32, bits: impl Fn(f32) -> f32) -> f32 {
     step(low)
 }
 
-/// About how many bits a value takes with these steps.
-fn estimate(heads: &[Head], planes: &[usize], steps: &[f32], tokens: usize) -> f32 {
+/// About how many bits the number of a value takes with these steps; classes and means of channels take more the fewer tokens share them.
+fn estimate(heads: &[Head], planes: &[usize], steps: &[f32]) -> f32 {
     let (mut sum, mut count) = (0.0, 0usize);
     for (head, plane) in heads.iter().zip(planes) {
         let step = f64::from(steps[*plane]);
@@ -178,8 +175,7 @@ fn estimate(heads: &[Head], planes: &[usize], steps: &[f32], tokens: usize) -> f
         }
         count += head.channels.len();
     }
-    // Class and mean of a channel take about eight bits.
-    (sum / count.max(1) as f64 + 8.0 / tokens.max(1) as f64) as f32
+    (sum / count.max(1) as f64) as f32
 }
 
 impl Body {

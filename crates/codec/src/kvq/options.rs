@@ -30,7 +30,7 @@ pub(super) enum Quality {
     Preset(usize),
     /// Step, relative to the root mean square of a layer's keys without the channels' means.
     Step(f32),
-    /// Bits a value that are aimed at, exact tokens left out.
+    /// Bits of a value's number that are aimed at: exact tokens, and what is stored of channels, are left out.
     Rate(f32),
 }
 

@@ -77,19 +77,15 @@ impl Codec for Kvtc {
         let calibration = self.known(context)?;
         let layout = Layout::of(NAME, context, input.len())?;
         let present = present(&layout, context, calibration).map_err(|reason| CodecError::encode(NAME, reason))?;
-        let vectors = |unit: &Present<'_>, tokens: Range<usize>| gather(&layout, unit, input, tokens, calibration);
-        let scale = Scale {
-            shapes: calibration.shapes(),
-            costs: &Costs::new(calibration.shapes()),
-            step: self.options.step,
-            level: (4.0 * self.options.step.log2()).round() as i16,
-        };
+        let dim = calibration.model().dim as usize;
+        let scale = Scale { shapes: calibration.shapes(), step: self.options.step, level: (4.0 * self.options.step.log2()).round() as i16 };
+        let costs = Costs::new(calibration.shapes());
         let mut body = self.body(&layout);
         let mut coded = Vec::new();
         for unit in &present {
             let vectors = gather(&layout, unit, input, body.clone(), calibration);
             let finite = vectors.iter().all(|value| value.is_finite());
-            if body.is_empty() || !finite || !unit::encode(unit.unit, calibration.model().dim as usize, scale, vectors, &mut coded)? {
+            if body.is_empty() || !finite || !unit::encode(unit.unit, dim, scale, &costs, vectors, &mut coded)? {
                 // Kept exactly, all of it.
                 (body, coded) = (0..0, Vec::new());
                 break;
@@ -119,8 +115,7 @@ impl Codec for Kvtc {
                 format!("{format}, {step}, {start}..{end}"),
             ));
         }
-        let scale =
-            Scale { shapes: calibration.shapes(), costs: &Costs::new(calibration.shapes()), step, level: i16::from_le_bytes([l0, l1]) };
+        let scale = Scale { shapes: calibration.shapes(), step, level: i16::from_le_bytes([l0, l1]) };
         let mut out = vec![0; decoded_len];
         read_exempt(&layout, context, &mut input, &(start..end), &mut out)?;
         if start < end {

@@ -13,7 +13,7 @@ const SINKS: u32 = 4;
 const WINDOW: u32 = 128;
 
 /// Presets by their names. A step is in units of what an error costs the model, so that it means the same for all of them.
-const PRESETS: [(&str, f32); 4] = [("near-lossless", 0.0035), ("high", 0.007), ("standard", 0.014), ("compact", 0.019)];
+const PRESETS: [(&str, f32); 4] = [("near-lossless", 0.0035), ("high", 0.007), ("standard", 0.014), ("compact", 0.018)];
 
 /// The preset that is meant where none is named.
 const DEFAULT: (&str, f32) = PRESETS[2];

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use arrow_array::{Array, RecordBatch};
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::encode::FlightDataEncoderBuilder;
-use bytes::Buf;
 use futures::TryStreamExt;
 use http::HeaderMap;
 use http_body_util::BodyExt;
@@ -83,6 +82,21 @@ fn values(batch: &RecordBatch) -> Vec<u8> {
     let values = data.child_data().first().unwrap_or(&data);
     assert_eq!((data.null_count(), values.null_count()), (0, 0));
     values.buffers()[0].as_slice().to_vec()
+}
+
+#[test]
+fn messages_are_cut_into_equal_frames() {
+    for (len, frame, frames) in [
+        (0, 1, 0),
+        (1, 1, 1),
+        (66_000, 66_000, 1),
+        (200_000, 66_667, 3),
+        (1 << 20, 128 << 10, 8),
+        (4 << 20, 256 << 10, 16),
+        ((4 << 20) + 400, 246_748, 17),
+    ] {
+        assert_eq!((frame_bytes(len), len.div_ceil(frame_bytes(len))), (frame, frames), "{len}");
+    }
 }
 
 #[tokio::test]

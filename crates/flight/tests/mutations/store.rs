@@ -31,7 +31,16 @@ const BESIDES: usize = 256 << 10;
 /// A store with nothing in memory but what is being written: puts go into records, to be written behind, or chunk by chunk.
 pub struct Bench {
     runtime: tokio::runtime::Runtime,
-    store: std::cell::RefCell<(StorageClient, Arc<Lasting>, u64)>,
+    store: std::cell::RefCell<Tried>,
+}
+
+/// A store that streams were sent to.
+struct Tried {
+    store: StorageClient,
+    backend: Arc<Lasting>,
+    streams: u64,
+    /// Its keys and their versions, after the last of them.
+    keys: BTreeMap<String, u64>,
 }
 
 /// What a stream came to.
@@ -51,16 +60,15 @@ impl Bench {
     /// Sends a stream in frames of `size` bytes; the error says what must not be.
     pub fn try_stream(&self, stream: &[u8], size: usize) -> Result<Outcome, String> {
         let mut slot = self.store.borrow_mut();
-        if slot.2 == STREAMS {
+        if slot.streams == STREAMS {
             *slot = self.runtime.block_on(open());
         }
-        slot.2 += 1;
-        let (store, backend, _) = &*slot;
-        self.runtime.block_on(stream_into(store, backend, Bytes::copy_from_slice(stream), size))
+        slot.streams += 1;
+        self.runtime.block_on(stream_into(&mut slot, Bytes::copy_from_slice(stream), size))
     }
 }
 
-async fn open() -> (StorageClient, Arc<Lasting>, u64) {
+async fn open() -> Tried {
     let options = StoreOptions {
         memory_limit: 64 << 20,
         hot_limit: 0,
@@ -73,7 +81,7 @@ async fn open() -> (StorageClient, Arc<Lasting>, u64) {
     let backend = Arc::new(Lasting(MemoryBackend::new(256 << 20)));
     store.register_backend("memory", backend.clone());
     store.start().await.unwrap();
-    (store, backend, 0)
+    Tried { store, backend, streams: 0, keys: BTreeMap::new() }
 }
 
 /// Keys and their versions.
@@ -87,8 +95,9 @@ async fn values(backend: &Lasting) -> Option<u64> {
     backend.0.stats().await.unwrap().values
 }
 
-async fn stream_into(store: &StorageClient, backend: &Lasting, stream: Bytes, size: usize) -> Result<Outcome, String> {
-    let (keys, count, held) = (visible(store), values(backend).await, memory::held());
+async fn stream_into(tried: &mut Tried, stream: Bytes, size: usize) -> Result<Outcome, String> {
+    let Tried { store, backend, keys, .. } = tried;
+    let (count, held) = (values(backend).await, memory::held());
     let (len, counted) = (stream.len(), Arc::new(AtomicU64::new(0)));
     let mark = memory::mark();
     let answer = {
@@ -112,13 +121,14 @@ async fn stream_into(store: &StorageClient, backend: &Lasting, stream: Bytes, si
         Ok(_) => Outcome::Stored,
         Err(status) => refused(status)?,
     };
-    if outcome == Outcome::Refused && after == keys {
+    if outcome == Outcome::Refused && after == *keys {
         if count_after > count {
             return Err(format!("{count_after:?} values are stored where {count:?} were, and no key is new"));
         }
         if memory::held() - held > 64 << 10 {
             return Err(format!("{} bytes stay allocated", memory::held() - held));
         }
+        return Ok(outcome);
     }
     for (key, _) in after.iter().filter(|(key, version)| keys.get(*key) != Some(version)) {
         match read(store, key).await {
@@ -127,6 +137,7 @@ async fn stream_into(store: &StorageClient, backend: &Lasting, stream: Bytes, si
             read => read.map_err(|error| format!("{key:?} is listed and cannot be read: {error}"))?,
         }
     }
+    *keys = after;
     Ok(outcome)
 }
 

@@ -12,7 +12,7 @@ use crate::formats::avro::Codec;
 /// `sira put`.
 #[derive(Debug, Args)]
 pub(crate) struct PutArgs {
-    /// .npy or .safetensors
+    /// .npy or .safetensors; or .calib, with the key calibration/
     pub file: PathBuf,
     /// namespace/name; one that ends with / takes a key for each tensor of a .safetensors file
     pub key: String,
@@ -25,7 +25,7 @@ pub(crate) struct PutArgs {
     /// Names of the axes, joined by commas: layer,kv,token,head,dim
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub axes: Vec<String>,
-    /// How lower tiers keep it: none, lz4, zstd, zstd:9, gzip, planes+zstd
+    /// How lower tiers keep it: none, zstd:9, float-rans, kvq:high, ...; `sira codec list` has all
     #[arg(long)]
     pub codec: Option<String>,
     /// How long it is kept: seconds, or text such as 90m or 7d
@@ -286,6 +286,29 @@ pub(crate) enum SpecCommand {
         /// 64 hexadecimal digits
         hash: String,
     },
+}
+
+/// `sira calibrate`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("sources").required(true).multiple(true).args(["files", "keys"])))]
+pub(crate) struct CalibrateArgs {
+    /// .safetensors files with KV caches of one model: a tensor each, or parts k and v; documents of the kinds that will be stored
+    pub files: Vec<PathBuf>,
+    /// Besides or instead, the tensors of the server whose keys start with this; may be given several times
+    #[arg(long, value_name = "PREFIX")]
+    pub keys: Vec<String>,
+    /// Written whole or not at all
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// What errors cost the model: a .safetensors file with k_metric, v_metric and residual. Without, all heads count the same
+    #[arg(long, value_name = "FILE")]
+    pub moments: Option<PathBuf>,
+    /// The finest step that it is to be good for, as in kvtc:step=; finer ones make it larger [default: 0.007]
+    #[arg(long, value_name = "STEP")]
+    pub finest_step: Option<f32>,
+    /// Say what was done as one line of JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `sira codec`.

@@ -6,7 +6,7 @@ mod trial;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sira_codec::{Chain, KvFacts};
+use sira_codec::{Calibration, Chain, KvFacts};
 use sira_tensor::TensorSpec;
 
 use super::output::Output;
@@ -21,6 +21,9 @@ use trial::{Subject, Trial};
 /// Chains that `all` tries of every file; of floats, those made for them besides.
 const ALL: [&str; 9] = ["lz4", "zstd", "planes+zstd", "float-nibble", "float-rans", "fp8", "int8", "int4", "kvq"];
 
+/// Stages that `all` tries besides where there is a calibration.
+const CALIBRATED: [&str; 1] = ["kvtc"];
+
 /// `sira codec`.
 pub(crate) async fn codec(command: CodecCommand) -> Result<(), Failure> {
     match command {
@@ -31,13 +34,14 @@ pub(crate) async fn codec(command: CodecCommand) -> Result<(), Failure> {
 
 /// `sira codec try`.
 async fn try_file(args: &CodecTryArgs) -> Result<(), Failure> {
-    let (chains, asked) = chains(&args.codecs)?;
+    let calibration = args.calibration.as_deref().map(calibration).transpose()?.map(|(calibration, _)| calibration);
+    let (chains, asked) = chains(&args.codecs, calibration.as_ref())?;
     let (file, contents) = TensorFile::open(&args.file).await?;
     let tensor = choose(&args.file, &contents, args.tensor.as_deref())?;
     let spec = describe(tensor.spec.clone(), &contents.metadata, &args.axes)?;
     let bytes = file.read(tensor).await?;
     let facts = KvFacts::of("data", &spec, None);
-    let subject = Subject { spec: &spec, facts: facts.as_ref(), bytes: &bytes };
+    let subject = Subject { spec: &spec, facts: facts.as_ref(), calibration: calibration.as_ref(), bytes: &bytes };
     if args.out.is_some() && !(asked && chains.len() == 1) {
         return Err(Failure::Usage("--out writes what one codec gives back: name it with --codec".into()));
     }
@@ -64,12 +68,35 @@ async fn try_file(args: &CodecTryArgs) -> Result<(), Failure> {
     if args.json { Ok(()) } else { print(&report::table(&spec, &trials, args.cores())) }
 }
 
-/// The chains to try, and whether they were named one by one.
-fn chains(texts: &[String]) -> Result<(Vec<Chain>, bool), Failure> {
+/// The chains to try, and whether they were named one by one. Those that take a calibration get the one that is there.
+fn chains(texts: &[String], calibration: Option<&Calibration>) -> Result<(Vec<Chain>, bool), Failure> {
     let all = texts.is_empty() || texts.iter().any(|text| text == "all");
-    let texts: Vec<&str> = if all { ALL.to_vec() } else { texts.iter().map(String::as_str).collect() };
-    let chains = texts.iter().map(|text| text.parse()).collect::<Result<Vec<Chain>, _>>();
+    let texts: Vec<String> = match (all, calibration) {
+        (false, _) => texts.to_vec(),
+        (true, None) => ALL.map(str::to_owned).to_vec(),
+        (true, Some(_)) => ALL.iter().chain(&CALIBRATED).map(|text| text.to_string()).collect(),
+    };
+    let parse = |text: &String| {
+        let takes_one = CALIBRATED.iter().any(|stage| text == stage || text.starts_with(&format!("{stage}:")));
+        match calibration.filter(|_| takes_one && !text.contains('@')) {
+            Some(calibration) => format!("{text}@{}", calibration.hash()).parse(),
+            None => text.parse(),
+        }
+    };
+    let chains = texts.iter().map(parse).collect::<Result<Vec<Chain>, _>>();
     Ok((chains.map_err(|error| Failure::Usage(error.to_string()))?, !all))
+}
+
+/// Reads a calibration; gives its bytes too.
+pub(super) fn calibration(path: &Path) -> Result<(Calibration, Vec<u8>), Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::with(path.display(), error);
+    let len = std::fs::metadata(path).map_err(|error| failed(&error))?.len();
+    if len > Calibration::MAX_LEN as u64 {
+        return Err(failed(&format!("{len} bytes; a calibration has at most {}", Calibration::MAX_LEN)));
+    }
+    let bytes = std::fs::read(path).map_err(|error| failed(&error))?;
+    let calibration = Calibration::from_bytes(&bytes).map_err(|error| failed(&error))?;
+    Ok((calibration, bytes))
 }
 
 /// The tensor of a file that is named, or its only one.
@@ -122,8 +149,8 @@ mod tests {
 
     #[test]
     fn what_all_tries_exists() {
-        let (chains, asked) = chains(&[]).unwrap();
+        let (chains, asked) = chains(&[], None).unwrap();
         assert_eq!((chains.len(), asked), (ALL.len(), false));
-        assert!(super::chains(&["zstd".into(), "lz5".into()]).unwrap_err().to_string().contains("known: none"));
+        assert!(super::chains(&["zstd".into(), "lz5".into()], None).unwrap_err().to_string().contains("known: none"));
     }
 }

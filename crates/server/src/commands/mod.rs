@@ -1,5 +1,6 @@
 //! The client commands. Each talks to a server; none touches its data.
 
+mod calibrate;
 mod codec;
 mod collect;
 mod export;
@@ -24,6 +25,7 @@ use sira_client::{Client, ClientError, ConnectOptions};
 
 use crate::Failure;
 use crate::cli::TrustArgs;
+pub(crate) use calibrate::calibrate;
 pub(crate) use codec::codec;
 pub(crate) use export::export;
 pub(crate) use get::get;

@@ -8,7 +8,9 @@ use serde_json::json;
 use sira_client::{ClientError, DType, PutAnswer, PutOptions, TensorSpec};
 use sira_wire::Key;
 use sira_wire::many::MAX_PARTS;
+use sira_wire::namespace::CALIBRATIONS;
 
+use super::codec::calibration;
 use super::{Server, note, plural, print, print_line, put_many};
 use crate::Failure;
 use crate::cli::PutArgs;
@@ -24,6 +26,9 @@ pub(super) const METADATA_PREFIX: &str = "safetensors.";
 
 /// `sira put`.
 pub(crate) async fn put(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
+    if args.file.extension().is_some_and(|extension| extension == "calib") {
+        return put_calibration(server, args).await;
+    }
     match (args.parts, args.key.ends_with('/')) {
         (true, true) => Err(Failure::Usage("--parts takes one key, which does not end with /".into())),
         (false, true) if args.tensor.is_some() => Err(Failure::Usage("--tensor takes one key, which does not end with /".into())),
@@ -96,6 +101,19 @@ async fn put_parts(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
     let nbytes = read.iter().map(|(_, spec, _)| spec.nbytes()).sum();
     let answer = client.put_parts(&args.key, read, args.options()).await?;
     drop(progress);
+    say(&answer, nbytes, args.json)
+}
+
+/// A calibration has its hash as its key.
+async fn put_calibration(server: Server<'_>, args: PutArgs) -> Result<(), Failure> {
+    let (calibration, bytes) = calibration(&args.file)?;
+    let key = format!("{CALIBRATIONS}/{}", calibration.hash());
+    if args.key != key && args.key != format!("{CALIBRATIONS}/") {
+        return Err(Failure::Usage(format!("{}: a calibration is put as {CALIBRATIONS}/ or {key}, not {}", args.file.display(), args.key)));
+    }
+    let spec = TensorSpec::new(DType::UInt8, vec![bytes.len() as u64]).map_err(|error| Failure::Failed(error.to_string()))?;
+    let nbytes = spec.nbytes();
+    let answer = server.connect().await?.put(&key, &spec, bytes, args.options()).await?;
     say(&answer, nbytes, args.json)
 }
 

@@ -77,7 +77,7 @@ impl Display for Config {
             }
             writeln!(f, "backend = {}", quote(&rule.backend))?;
         }
-        writeln!(f, "\n[storage.compression]\ndefault_algorithm = {}", quote(&storage.codec))?;
+        writeln!(f, "\n[storage.compression]\ndefault_algorithm = {}", quote(storage.codec.to_string()))?;
         if let Some(interval) = storage.metrics_interval {
             writeln!(f, "\n[storage.monitoring]\nmetrics_collection_interval = {}", duration(interval))?;
         }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use globset::Glob;
-use sira_codec::Chain;
+use sira_codec::DefaultChain;
 use sira_flight::TlsFiles;
 use sira_wire::Consistency;
 use sira_wire::namespace::Policy;
@@ -141,8 +141,8 @@ pub struct Storage {
     pub backends: BTreeMap<String, Backend>,
     /// `[storage.routing] rules`: the first that matches wins.
     pub rules: Vec<Rule>,
-    /// `[storage.compression]`: the codec chain of lower tiers with its level, such as `zstd:9`. Default: `planes+zstd`.
-    pub codec: Chain,
+    /// `[storage.compression]`: the codec chain of lower tiers with its level, such as `zstd:9`, or `auto`, by the element type: the default.
+    pub codec: DefaultChain,
     /// `[storage.monitoring] metrics_collection_interval`: the period of the log line of statistics; `None` writes none. Default: `None`.
     pub metrics_interval: Option<Duration>,
     /// `[storage.maintenance]`.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use globset::GlobBuilder;
-use sira_codec::{Chain, CodecError};
+use sira_codec::{Chain, CodecError, DefaultChain};
 use sira_flight::{DEFAULT_CONNECTIONS, TlsFiles};
 use sira_store::catalog::RocksKv;
 use sira_wire::{Consistency, DEFAULT_PORT as PORT};
@@ -17,8 +17,8 @@ use super::units::exact_size;
 use super::{Admin, AdminListen, Auth, Backend, Config, Maintenance, Memory, Rule, Server, Storage};
 use super::{backends, namespaces};
 
-/// How lower tiers keep what nobody chose a codec for: lossless, and made for floating-point tensors.
-const DEFAULT_CODEC: &str = "planes+zstd";
+/// What a level is of where no algorithm stands beside it.
+const LEVELLED_CODEC: &str = "planes+zstd";
 /// Tensors of this size and more go to the built-in object backend.
 const BUILT_IN_RULE: u64 = 8 << 20;
 /// What must be left of `memory.limit` for the catalog, bodies in flight and codecs.
@@ -309,22 +309,25 @@ fn read_rule(mut section: Section<'_>, check: &dyn Fn(&Section<'_>, &Located<Str
     Some(Rule { pattern, min_size, max_size, backend: backend?.value })
 }
 
-fn read_compression(mut section: Section<'_>) -> Chain {
+fn read_compression(mut section: Section<'_>) -> DefaultChain {
     let algorithm = section.text("default_algorithm");
     let level = section.integer("level", 1..=22);
-    let mut text = algorithm.as_ref().map_or(DEFAULT_CODEC, |text| text.value.trim()).to_owned();
+    let default = if level.is_some() { LEVELLED_CODEC } else { DefaultChain::AUTO };
+    let mut text = algorithm.as_ref().map_or(default, |text| text.value.trim()).to_owned();
     let mut origin = algorithm.map_or_else(|| section.origin.clone(), |text| text.origin);
     if let Some(level) = level {
-        if text.contains(':') {
+        if text == DefaultChain::AUTO {
+            section.problem(&level.origin, "`auto` takes no level; name an algorithm with it".to_owned());
+        } else if text.contains(':') {
             section.problem(&level.origin, format!("`{text}` already has a level; write one of the two"));
         } else {
             text = format!("{text}:{}", level.value);
             origin = level.origin;
         }
     }
-    let codec = text.parse().unwrap_or_else(|error: CodecError| {
+    let codec: DefaultChain = text.parse().unwrap_or_else(|error: CodecError| {
         section.problem(&origin, format!("`{}`: {error}", section.path));
-        Chain::none()
+        Chain::none().into()
     });
     if !codec.lossless() {
         let message = format!("`{codec}` is lossy: a put or `namespaces.NAME.codecs` may ask for it, nothing else");

@@ -6,6 +6,7 @@ pub mod safetensors;
 
 use std::collections::BTreeMap;
 use std::io::{self, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
 use sira_client::read_pieces;
 use sira_tensor::TensorSpec;
+use sira_tensor::grid::runs;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
@@ -140,6 +142,24 @@ impl TensorFile {
     pub async fn read(&self, tensor: &safetensors::Tensor) -> Result<Bytes, Failure> {
         let bytes = read_at(self.file.clone(), tensor.start, tensor.spec.nbytes()).await;
         bytes.map_err(|error| Failure::with(self.path.display(), error))
+    }
+
+    /// The bytes of a box of a tensor, row-major.
+    pub async fn read_box(&self, tensor: &safetensors::Tensor, region: &[Range<u64>]) -> Result<Vec<u8>, Failure> {
+        let item = tensor.spec.dtype().item_size().unwrap_or(1) as u64;
+        let (run, begins) = runs(tensor.spec.shape(), item, region);
+        let failed = |error: io::Error| Failure::with(self.path.display(), error);
+        let (file, start) = (self.file.clone(), tensor.start);
+        let read = move || {
+            let mut bytes = Vec::new();
+            for begin in begins {
+                let at = bytes.len();
+                bytes.resize(at + run as usize, 0);
+                file.read_exact_at(&mut bytes[at..], start + begin)?;
+            }
+            Ok(bytes)
+        };
+        tokio::task::spawn_blocking(read).await.map_err(|error| failed(io::Error::other(error)))?.map_err(failed)
     }
 
     /// The bytes of a tensor, piece by piece.

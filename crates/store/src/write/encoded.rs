@@ -21,9 +21,6 @@ use crate::part::coding_bytes;
 use crate::record::{Chunk, Part, PartCopy, chunk_name};
 use crate::sink::{ChunkSink, durability, origin_and_shape, put_chunk};
 
-/// Chunks that are stored at once, while one more comes.
-const WIDTH: usize = 2;
-
 /// A put of encoded chunks in progress, in the row-major order of their grid. Dropped before its commit, it leaves nothing behind.
 ///
 /// # Contract
@@ -187,7 +184,9 @@ impl EncodedWriter {
         // One chunk comes while others are stored; one of them is decoded.
         let largest = grid.region_bytes(&grid.cell(0));
         let decoding = self.plan.chains.iter().map(|chain| coding_bytes(chain, largest)).max().unwrap_or(0);
-        writer.working.absorb(inner.reserve(decoding.saturating_add((WIDTH as u64 + 1).saturating_mul(largest))).await?);
+        writer
+            .working
+            .absorb(inner.reserve(decoding.saturating_add((inner.coders.chunks_at_once() as u64 + 1).saturating_mul(largest))).await?);
         ChunkSink::announce(&inner, &writer.home, &writer.key, &writer.write_id)?;
         writer.course = Some(Course::Chunks);
         Ok(())
@@ -196,7 +195,7 @@ impl EncodedWriter {
     /// Hands a chunk on to be stored, when there is room for it.
     async fn chunk_full(&mut self) -> Result<(), StoreError> {
         let Some((head, bytes)) = self.current.take() else { return Ok(()) };
-        while self.storing.len() >= WIDTH {
+        while self.storing.len() >= self.plan.inner.coders.chunks_at_once() {
             self.wait_stored().await?;
         }
         let (plan, cell, bytes) = (self.plan.clone(), self.cell, Bytes::from(bytes));
@@ -222,13 +221,14 @@ impl EncodedWriter {
 
     /// Makes the put visible, as [`Writer::commit`] does.
     pub async fn commit(mut self) -> Result<PutAnswer, StoreError> {
+        // What is wrong with a chunk says more than that others did not come.
+        while !self.storing.is_empty() {
+            self.wait_stored().await?;
+        }
         let cells = self.plan.grid.cells();
         if self.cell < cells {
             let came = self.cell;
             return Err(StoreError::Incomplete(format!("the tensor has {cells} chunks; {came} came. Nothing was stored")));
-        }
-        while !self.storing.is_empty() {
-            self.wait_stored().await?;
         }
         let Some(mut writer) = self.writer.take() else { return Err(StoreError::Internal("a put that is committed twice".into())) };
         if cells > 0 {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sira_codec::{Chain, ChunkContext, CodecError, Encoded, KvFacts, Quality, TensorContext};
+use sira_codec::{Calibration, Chain, ChunkContext, CodecError, Encoded, KvFacts, Quality, TensorContext};
 use sira_tensor::TensorSpec;
 use sira_tensor::grid::{Grid, Region};
 
@@ -11,6 +11,7 @@ use sira_tensor::grid::{Grid, Region};
 pub(super) struct Subject<'a> {
     pub spec: &'a TensorSpec,
     pub facts: Option<&'a KvFacts>,
+    pub calibration: Option<&'a Calibration>,
     pub bytes: &'a [u8],
 }
 
@@ -91,7 +92,7 @@ impl Subject<'_> {
     }
 
     fn context<'a>(&'a self, cell: &'a Cell) -> ChunkContext<'a> {
-        let tensor = TensorContext { shape: self.spec.shape(), axes: self.spec.axes(), kv: self.facts };
+        let tensor = TensorContext { shape: self.spec.shape(), axes: self.spec.axes(), kv: self.facts, calibration: self.calibration };
         ChunkContext { tensor, ..ChunkContext::new(self.spec.dtype(), &cell.shape, &cell.origin) }
     }
 }
@@ -150,7 +151,7 @@ mod tests {
         let axes = ["layer", "kv", "token", "head", "dim"].map(String::from).to_vec();
         let spec = TensorSpec::new(DType::BFloat16, vec![3, 2, 600, 2, 8]).unwrap().with_axes(axes).unwrap();
         let bytes: Vec<u8> = (0..spec.nbytes()).map(|i| (i / 5 % 256) as u8).collect();
-        let subject = Subject { spec: &spec, facts: None, bytes: &bytes };
+        let subject = Subject { spec: &spec, facts: None, calibration: None, bytes: &bytes };
         let trial = subject.run(&"planes+zstd".parse().unwrap(), 0.0).unwrap();
         assert!(trial.exact && trial.decoded == bytes && trial.ratio() > 1.5, "{}", trial.ratio());
         assert_eq!((trial.quality.keys(), trial.quality.values()), (Some(0.0), Some(0.0)));
