@@ -71,8 +71,9 @@ impl StorageClient {
             return Err(refuse(format!("codec is {asked}, and the chunks are encoded with {codec}; leave it out")));
         }
         let grid = encoding.grid(&spec)?;
-        check_grid(&grid, &spec, &chains)?;
         let writer = self.begin(key, spec, WriteOptions { codec: Some(codec.to_string()), ..options }).await?;
+        // Axes may have got their names from a kv spec only now.
+        check_grid(&grid, writer.spec(), &chains)?;
         if writer.artefact.is_some() {
             return Err(refuse("calibrations are put raw".into()));
         }
@@ -110,11 +111,12 @@ fn check_grid(grid: &Grid, spec: &TensorSpec, chains: &[Chain]) -> Result<(), St
             "a tensor of {nbytes} bytes lies in its record, raw; send those of up to {INLINE_BYTES} bytes as they are"
         )));
     }
-    if cells > 1 && nbytes / cells < INLINE_BYTES {
+    let own = chains.iter().map(|chain| Grid::new(spec, &chain.chunk_shape(spec))).collect::<Result<Vec<_>, _>>()?;
+    let most_cells = own.iter().map(Grid::cells).fold((nbytes / INLINE_BYTES).max(1), u64::max);
+    if cells > most_cells {
         return bad(format!("{cells} chunks of {nbytes} bytes; on average a chunk has {INLINE_BYTES} or more"));
     }
-    let own = chains.iter().map(|chain| Ok(Grid::new(spec, &chain.chunk_shape(spec))?.slab_bytes()));
-    let most = own.collect::<Result<Vec<_>, StoreError>>()?.into_iter().fold(SLAB_BYTES, u64::max);
+    let most = own.iter().map(Grid::slab_bytes).fold(SLAB_BYTES, u64::max);
     // A reader holds as much, to give the bytes in their order.
     match grid.slab_bytes() {
         slab if slab > most => bad(format!(
