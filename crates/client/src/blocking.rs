@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -17,7 +17,8 @@ use sira_tensor::TensorSpec;
 use sira_wire::PutAnswer;
 
 use crate::bottleneck::Bottleneck;
-use crate::chunks::{self, Arriving, Chunked, workers};
+use crate::calibrations::Calibrations;
+use crate::chunks::{self, Arriving, Chunk, Chunked, workers};
 use crate::get_into::{Incoming, IncomingMany};
 use crate::http2::Pool;
 use crate::{ClientError, ConnectOptions, connect, message, put_encoded, put_from};
@@ -26,6 +27,7 @@ use crate::{ClientError, ConnectOptions, connect, message, put_encoded, put_from
 #[derive(Clone, Debug)]
 pub struct Client {
     pool: Pool,
+    calibrations: Calibrations,
     bottleneck: Arc<Bottleneck>,
 }
 
@@ -47,13 +49,13 @@ impl Client {
     pub fn new(url: &str, options: &ConnectOptions, go_on: fn() -> bool) -> Result<Client, ClientError> {
         let pool = Pool::new(url, options, Some(go_on))?;
         let bottleneck = Bottleneck::new(&connect::authority(url)?.0, workers());
-        Ok(Client { pool, bottleneck: Arc::new(bottleneck) })
+        Ok(Client { pool, calibrations: Calibrations::default(), bottleneck: Arc::new(bottleneck) })
     }
 
     /// Opens the one tensor that a ticket names, which may ask for encoded chunks of [`stages`]. `end` is when it gives up, here and while the bytes are
     /// read.
     pub fn get(&self, ticket: &[u8], end: Option<Instant>) -> Result<Tensor, ClientError> {
-        let incoming = run(Incoming::open(&self.pool, ticket, end))?;
+        let incoming = run(Incoming::open(&self.pool, ticket, end, &self.calibrations))?;
         Ok(Tensor { incoming, bottleneck: self.bottleneck.clone() })
     }
 
@@ -87,7 +89,7 @@ impl Client {
         data: &[u8],
         end: Option<Instant>,
     ) -> Result<PutAnswer, ClientError> {
-        run(put_encoded::put_blocking(&self.pool, key, metadata, (codec, kv_spec), data, end))
+        run(put_encoded::put_blocking((&self.pool, &self.calibrations), key, metadata, (codec, kv_spec), data, end))
     }
 }
 
@@ -121,21 +123,10 @@ impl Tensor {
     }
 }
 
-/// Decodes chunks as they come; one alone without a thread.
+/// Decodes chunks as they come, by threads beside this one; one alone without.
 fn decode_into(mut arriving: Arriving, chunked: &Chunked, out: &mut [u8], bottleneck: &Bottleneck) -> Result<(), ClientError> {
     let decoders = workers().min(arriving.missing());
     let (mut came, mut waited) = (0, Duration::ZERO);
-    let (work, out) = (Mutex::new((Duration::ZERO, 0)), Mutex::new(out));
-    let decode = |chunk| {
-        let begun = Instant::now();
-        let decoded = chunked.decode(chunk)?;
-        let mut work = work.lock();
-        *work = (work.0 + begun.elapsed(), work.1 + decoded.raw.len() as u64);
-        drop(work);
-        // Where chunks lie among each other, so do their places: one is put there at a time, which takes a fraction of the decoding.
-        chunked.place(&decoded, &mut out.lock());
-        Ok::<_, ClientError>(())
-    };
     let mut next = || {
         let begun = Instant::now();
         let next = run(arriving.next(chunked))?;
@@ -143,30 +134,34 @@ fn decode_into(mut arriving: Arriving, chunked: &Chunked, out: &mut [u8], bottle
         came += next.as_ref().map_or(0, |chunk| chunk.len() as u64);
         Ok::<_, ClientError>(next)
     };
+    let decoder = Decoder { chunked, nbytes: out.len(), work: Mutex::default(), shared: Mutex::default() };
+    let mut rest = out;
+    if !chunked.is_tiled() {
+        *decoder.shared.lock() = std::mem::take(&mut rest);
+    }
     if decoders < 2 {
         while let Some(chunk) = next()? {
-            decode(chunk)?;
+            decoder.decode(chunked.place_of(&chunk, &mut rest), chunk)?;
         }
     } else {
         std::thread::scope(|scope| {
             let (sender, coming) = sync_channel(decoders);
             let coming = Arc::new(Mutex::new(coming));
-            let threads: Vec<_> = (0..decoders)
-                .map(|_| {
-                    let coming = coming.clone();
-                    scope.spawn(move || {
-                        // Taken out under the lock, decoded without it.
-                        while let Some(chunk) = { coming.lock().recv().ok() } {
-                            decode(chunk)?;
-                        }
-                        Ok::<_, ClientError>(())
-                    })
+            let start = |_| {
+                let (coming, decoder): (Arc<Mutex<Receiver<Work<'_>>>>, _) = (coming.clone(), &decoder);
+                scope.spawn(move || {
+                    // Taken out under the lock, decoded without it.
+                    while let Some((place, chunk)) = { coming.lock().recv().ok() } {
+                        decoder.decode(place, chunk)?;
+                    }
+                    Ok::<_, ClientError>(())
                 })
-                .collect();
+            };
+            let threads: Vec<_> = (0..decoders).map(start).collect();
             drop(coming);
             let mut read = || {
                 while let Some(chunk) = next()? {
-                    if sender.send(chunk).is_err() {
+                    if sender.send((chunked.place_of(&chunk, &mut rest), chunk)).is_err() {
                         break; // all of them have failed
                     }
                 }
@@ -182,10 +177,36 @@ fn decode_into(mut arriving: Arriving, chunked: &Chunked, out: &mut [u8], bottle
         })?;
     }
     arriving.finish();
-    let (decoding, raw) = *work.lock();
     bottleneck.came(came, waited);
-    bottleneck.decoded(raw, decoding);
+    bottleneck.decoded(decoder.nbytes as u64, *decoder.work.lock());
     Ok(())
+}
+
+/// A chunk, and the memory that is its own where it has some.
+type Work<'a> = (Option<&'a mut [u8]>, Chunk);
+
+struct Decoder<'a> {
+    chunked: &'a Chunked,
+    nbytes: usize,
+    /// Time that it took so far.
+    work: Mutex<Duration>,
+    /// Where chunks lie among each other, so do their places: one is put there at a time, which takes a fraction of the decoding.
+    shared: Mutex<&'a mut [u8]>,
+}
+
+impl Decoder<'_> {
+    fn decode(&self, place: Option<&mut [u8]>, chunk: Chunk) -> Result<(), ClientError> {
+        let begun = Instant::now();
+        let decoded = match place {
+            Some(place) => self.chunked.decode_into(&chunk, place).map(|()| None)?,
+            None => Some(self.chunked.decode(chunk)?),
+        };
+        *self.work.lock() += begun.elapsed();
+        if let Some(decoded) = decoded {
+            self.chunked.place(&decoded, &mut self.shared.lock());
+        }
+        Ok(())
+    }
 }
 
 impl Many {

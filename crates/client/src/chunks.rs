@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use arrow_schema::Schema;
-use sira_codec::{Chain, ChunkContext, Encoded, KvFacts, TensorContext};
+use sira_codec::{Calibration, Chain, ChunkContext, CodecError, Encoded, KvFacts, TensorContext};
 use sira_tensor::TensorSpec;
 use sira_tensor::grid::{Grid, Region, runs};
 use sira_tensor::kv::KvSpec;
@@ -36,6 +37,7 @@ struct Cut {
     spec: TensorSpec,
     grid: Grid,
     kv: Option<KvFacts>,
+    calibration: Option<Arc<Calibration>>,
 }
 
 impl Cut {
@@ -43,27 +45,21 @@ impl Cut {
     fn with_context<T>(&self, cell: u64, code: impl FnOnce(ChunkContext<'_>, usize) -> T) -> T {
         let region = self.grid.cell(cell);
         let (origin, shape): (Vec<u64>, Vec<u64>) = region.iter().map(|range| (range.start, range.end - range.start)).unzip();
-        let tensor = TensorContext { shape: self.spec.shape(), axes: self.spec.axes(), kv: self.kv.as_ref(), calibration: None };
+        let (kv, calibration) = (self.kv.as_ref(), self.calibration.as_deref());
+        let tensor = TensorContext { shape: self.spec.shape(), axes: self.spec.axes(), kv, calibration };
         let context = ChunkContext { dtype: self.spec.dtype(), shape: &shape, origin: &origin, tensor };
         code(context, self.grid.region_bytes(&region) as usize)
     }
 }
 
-/// The chain of this text, if this client has what it needs.
-fn chain(text: &str) -> Result<Chain, ClientError> {
-    let chain: Chain = text.parse().map_err(|error: sira_codec::CodecError| WireError::new(Code::UnknownCodec, error.to_string()))?;
-    match chain.calibration() {
-        None => Ok(chain),
-        Some(hash) => {
-            let reason = format!("codec {text} needs the calibration {hash}, which only servers have; put with codec= instead");
-            Err(WireError::new(Code::UnknownCodec, reason).into())
-        }
-    }
+/// The chain of this text.
+pub(crate) fn chain(text: &str) -> Result<Chain, ClientError> {
+    Ok(text.parse().map_err(|error: CodecError| WireError::new(Code::UnknownCodec, error.to_string()))?)
 }
 
 /// Stages that this client can decode.
 pub(crate) fn stages() -> Vec<String> {
-    Chain::known_stages().map(String::from).collect()
+    sira_codec::stages().map(|stage| stage.name.to_owned()).collect()
 }
 
 /// A tensor that is cut and encoded here.
@@ -78,9 +74,14 @@ const RAW: u32 = 0;
 const CODED: u32 = 1;
 
 impl Outgoing {
-    /// How `spec` is sent through the chain of this text; `None` where it goes raw. `kv_spec`: the one that the tensor follows.
-    pub fn plan(spec: &TensorSpec, text: &str, kv_spec: Option<&KvSpec>) -> Result<Option<Outgoing>, ClientError> {
-        let chain = chain(text)?;
+    /// How `spec` is sent through the chain; `None` where it goes raw. `kv_spec`: the one that the tensor follows. `calibration`: the one that the chain
+    /// names, for those that name one.
+    pub fn plan(
+        spec: &TensorSpec,
+        chain: &Chain,
+        kv_spec: Option<&KvSpec>,
+        calibration: Option<Arc<Calibration>>,
+    ) -> Result<Option<Outgoing>, ClientError> {
         if chain.is_none() || spec.nbytes() <= SMALL {
             return Ok(None);
         }
@@ -91,7 +92,7 @@ impl Outgoing {
         let [(_, spec)] = described;
         let grid = Grid::new(&spec, &chain.chunk_shape(&spec))?;
         let kv = KvFacts::of(DATA, &spec, kv_spec);
-        Ok(Some(Outgoing { cut: Cut { spec, grid, kv }, chain }))
+        Ok(Some(Outgoing { cut: Cut { spec, grid, kv, calibration }, chain: chain.clone() }))
     }
 
     /// What the put says of its chunks.
@@ -134,6 +135,8 @@ pub(crate) struct Chunked {
     /// The box that was asked for.
     wanted: Region,
     chains: Vec<Chain>,
+    /// Whether chunks lie one after another in the box.
+    tiled: bool,
 }
 
 /// A chunk that has come whole.
@@ -149,20 +152,37 @@ impl Chunk {
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
+
+    fn corrupt(&self, reason: &str) -> ClientError {
+        WireError::new(Code::Corrupt, format!("chunk {}: {reason}", self.cell)).into()
+    }
 }
 
 /// A chunk, decoded: the bytes of a box.
 #[derive(Debug)]
 pub(crate) struct Decoded {
     region: Region,
-    pub raw: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+/// What the schema of an answer says of its chunks; `None` where the tensor comes as it is.
+pub(crate) fn layout(schema: &Schema) -> Result<Option<Layout>, ClientError> {
+    schema.metadata().get(metadata::ENCODED).map(|text| Layout::parse(text).map_err(ClientError::protocol)).transpose()
+}
+
+/// The calibration that the chains of an answer name, where one does.
+pub(crate) fn calibration(layout: &Layout) -> Result<Option<String>, ClientError> {
+    for text in &layout.chains {
+        if let Some(hash) = chain(text)?.calibration() {
+            return Ok(Some(hash.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 impl Chunked {
-    /// What the schema of an answer says of its chunks; `None` where the tensor comes as it is. `spec`: of the box that was asked for.
-    pub fn read(schema: &Schema, spec: &TensorSpec) -> Result<Option<Chunked>, ClientError> {
-        let Some(text) = schema.metadata().get(metadata::ENCODED) else { return Ok(None) };
-        let layout = Layout::parse(text).map_err(ClientError::protocol)?;
+    /// What is to be known to decode the chunks of an answer. `spec`: of the box that was asked for.
+    pub fn read(schema: &Schema, spec: &TensorSpec, layout: Layout, calibration: Option<Arc<Calibration>>) -> Result<Chunked, ClientError> {
         let attributes = schema.metadata().iter().filter_map(|(name, text)| Some((name.strip_prefix(metadata::ATTRIBUTE_PREFIX)?, text)));
         let attributes: BTreeMap<String, String> = attributes.map(|(name, text)| (name.to_owned(), text.clone())).collect();
         let whole = TensorSpec::new(spec.dtype(), layout.shape.clone())?.with_axes(spec.axes().to_vec())?.with_attributes(attributes)?;
@@ -176,7 +196,15 @@ impl Chunked {
         // Its fields are checked as a server checks them: codecs rely on that.
         let kv_spec = layout.kv_spec.map(|kv_spec| KvSpec::from_json(kv_spec.canonical().as_bytes())).transpose()?;
         let kv = KvFacts::of(&layout.part, &whole, kv_spec.as_ref());
-        Ok(Some(Chunked { cut: Cut { spec: whole, grid, kv }, wanted, chains }))
+        let whole_box: Region = grid.shape().iter().map(|&extent| 0..extent).collect();
+        let alone = grid.slabs().next().is_some_and(|slab| grid.touched(&slab.region).len() == 1);
+        let tiled = wanted == whole_box && alone;
+        Ok(Chunked { cut: Cut { spec: whole, grid, kv, calibration }, wanted, chains, tiled })
+    }
+
+    /// Whether chunks lie one after another in the box.
+    pub fn is_tiled(&self) -> bool {
+        self.tiled
     }
 
     /// Bytes of the whole tensor.
@@ -204,18 +232,39 @@ impl Chunked {
 
     /// Decodes a chunk, its checksum verified before.
     pub fn decode(&self, chunk: Chunk) -> Result<Decoded, ClientError> {
-        let Chunk { cell, head, bytes } = chunk;
-        let corrupt = |reason: String| ClientError::Refused(WireError::new(Code::Corrupt, format!("chunk {cell}: {reason}")));
-        if head.checksum.is_some_and(|checksum| checksum != xxh3_64(&bytes)) {
-            return Err(corrupt("it came with another checksum than it was sent with".into()));
-        }
-        let region = self.cut.grid.cell(cell);
-        let Some(chain) = self.chains.get(head.chain as usize).filter(|chain| !chain.is_none()) else {
-            return Ok(Decoded { region, raw: bytes });
-        };
-        let raw = self.cut.with_context(cell, |context, raw_len| chain.decode(&bytes, raw_len, context));
-        let raw = raw.map_err(|error| corrupt(format!("it does not decode with {chain}: {error}")))?;
+        let region = self.cut.grid.cell(chunk.cell);
+        let Some(chain) = self.chain_of(&chunk)? else { return Ok(Decoded { region, raw: chunk.bytes }) };
+        let raw = self.cut.with_context(chunk.cell, |context, raw_len| chain.decode(&chunk.bytes, raw_len, context));
+        let raw = raw.map_err(|error| chunk.corrupt(&format!("it does not decode with {chain}: {error}")))?;
         Ok(Decoded { region, raw })
+    }
+
+    /// The same to where it belongs: `out` is what [`Chunked::place_of`] gave for it.
+    pub fn decode_into(&self, chunk: &Chunk, out: &mut [u8]) -> Result<(), ClientError> {
+        let Some(chain) = self.chain_of(chunk)? else {
+            out.copy_from_slice(&chunk.bytes);
+            return Ok(());
+        };
+        let decoded = self.cut.with_context(chunk.cell, |context, _| chain.decode_into(&chunk.bytes, out, context));
+        decoded.map_err(|error| chunk.corrupt(&format!("it does not decode with {chain}: {error}")))
+    }
+
+    /// The chain that a chunk went through, if it is not raw; its checksum is verified.
+    fn chain_of(&self, chunk: &Chunk) -> Result<Option<&Chain>, ClientError> {
+        if chunk.head.checksum.is_some_and(|checksum| checksum != xxh3_64(&chunk.bytes)) {
+            return Err(chunk.corrupt("it came with another checksum than it was sent with"));
+        }
+        Ok(self.chains.get(chunk.head.chain as usize).filter(|chain| !chain.is_none()))
+    }
+
+    /// The part of the box that is this chunk's alone, where chunks lie one after another: `rest` is what the chunks before it left, and becomes what it
+    /// leaves.
+    pub fn place_of<'a>(&self, chunk: &Chunk, rest: &mut &'a mut [u8]) -> Option<&'a mut [u8]> {
+        let raw = usize::try_from(self.cut.grid.region_bytes(&self.cut.grid.cell(chunk.cell))).ok();
+        let raw = raw.filter(|raw| self.tiled && *raw <= rest.len())?;
+        let (place, behind) = std::mem::take(rest).split_at_mut(raw);
+        *rest = behind;
+        Some(place)
     }
 
     /// Puts the bytes of a chunk where they belong in the box, `out`.
@@ -334,7 +383,8 @@ impl Arriving {
 
 /// Reads the messages of an answer in chunks whose bytes are all there; for tests.
 pub(crate) fn read(schema: &Schema, spec: &TensorSpec, messages: &[(&[u8], &[u8])]) -> Result<Option<Vec<u8>>, ClientError> {
-    let Some(chunked) = Chunked::read(schema, spec)? else { return Ok(None) };
+    let Some(layout) = layout(schema)? else { return Ok(None) };
+    let chunked = Chunked::read(schema, spec, layout, None)?;
     let mut gathering = Gathering::new(&chunked);
     let mut out = vec![0; usize::try_from(spec.nbytes()).unwrap_or(0)];
     for (metadata, body) in messages {

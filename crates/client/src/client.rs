@@ -18,6 +18,7 @@ use sira_wire::{
 use tokio::io::AsyncRead;
 use tonic::Status;
 
+use crate::calibrations::Calibrations;
 use crate::connect::{self, Authorized, ConnectOptions};
 use crate::get_parallel::Connections;
 use crate::http2::Pool;
@@ -40,6 +41,8 @@ pub struct Client {
     pub(crate) connections: Connections,
     /// Connections for bytes that go straight into memory, or come from there.
     pub(crate) pool: Pool,
+    /// What codecs that run here need.
+    pub(crate) calibrations: Calibrations,
     pub(crate) lookups: Lookups,
     /// Where the server is on the same machine, and passes memory.
     pub(crate) lines: Option<Arc<Lines>>,
@@ -97,6 +100,7 @@ impl Client {
             flight: flight(channel),
             connections: Connections::new(url, options),
             pool: Pool::new(url, options, None)?,
+            calibrations: Calibrations::default(),
             lookups: Lookups::default(),
             lines: connect::lines(url, options).map(Arc::new),
         })

@@ -32,9 +32,9 @@ pub fn tensor(schema: &[u8], batch: Vec<u8>, body: Bytes) -> Result<Bytes, Clien
 pub fn chunks(schema: &[u8], metadata: &[u8], body: &[u8]) -> Result<usize, ClientError> {
     let schema = sira_wire::ipc::read_first(schema).map_err(ClientError::protocol)?;
     let (spec, _) = crate::get::carried_by(&schema)?;
-    match crate::chunks::Chunked::read(&schema, &spec)? {
-        Some(chunked) if chunked.nbytes() <= LARGEST => {}
-        _ => return Ok(0),
+    let Some(layout) = crate::chunks::layout(&schema)? else { return Ok(0) };
+    if crate::chunks::Chunked::read(&schema, &spec, layout, None)?.nbytes() > LARGEST {
+        return Ok(0);
     }
     Ok(crate::chunks::read(&schema, &spec, &[(metadata, body)])?.map_or(0, |bytes| bytes.len()))
 }
@@ -52,7 +52,7 @@ pub fn http2(bytes: &[u8]) -> Result<usize, ClientError> {
     let link = Box::new(Said(Cursor::new(bytes.to_vec())));
     let get = async {
         let lease = pool.lease(Connection::greet(link, None).await?);
-        let tensor = Incoming::begin(Messages::over(lease, b"ns/a").await?).await?;
+        let (tensor, _) = Incoming::begin(Messages::over(lease, b"ns/a").await?).await?;
         let mut out = vec![0; tensor.spec.nbytes().min(LARGEST) as usize];
         tensor.read_into(&mut out).await.map(|()| out.len())
     };

@@ -57,7 +57,7 @@ impl Client {
     async fn open_encoded(&self, key: &str, options: &GetOptions) -> Result<Incoming, ClientError> {
         let mut ticket = options.ticket(key)?;
         ticket.encoded = Some(stages());
-        Incoming::open(&self.pool, &json(&ticket)?, None).await
+        Incoming::open(&self.pool, &json(&ticket)?, None, &self.calibrations).await
     }
 }
 

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use arrow_flight::FlightData;
+use arrow_schema::Schema;
 use sira_tensor::TensorSpec;
 use sira_tensor::carrier::Column;
 use sira_wire::{Code, WireError};
 
-use crate::chunks::{Arriving, Chunked};
+use crate::calibrations::Calibrations;
+use crate::chunks::{self, Arriving, Chunked};
 use crate::client::json;
 use crate::get_many::{FilledKey, GetManyOptions};
 use crate::http2::{Message, Messages, Pool};
@@ -32,7 +34,7 @@ impl Client {
     /// # }
     /// ```
     pub async fn get_into(&self, key: &str, options: &GetOptions, out: &mut [u8]) -> Result<TensorSpec, ClientError> {
-        let incoming = Incoming::open(&self.pool, &json(&options.ticket(key)?)?, None).await?;
+        let incoming = Incoming::open_plain(&self.pool, &json(&options.ticket(key)?)?, None).await?;
         let spec = incoming.spec.clone();
         incoming.read_into(out).await?;
         Ok(spec)
@@ -94,26 +96,45 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    pub async fn open(pool: &Pool, ticket: &[u8], end: Option<Instant>) -> Result<Incoming, ClientError> {
-        Incoming::begin(Messages::open(pool, ticket, end).await?).await
+    /// Asks for a tensor that comes as it is.
+    pub async fn open_plain(pool: &Pool, ticket: &[u8], end: Option<Instant>) -> Result<Incoming, ClientError> {
+        Incoming::begin(Messages::open(pool, ticket, end).await?).await.map(|(incoming, _)| incoming)
     }
 
-    /// Reads the description.
-    pub async fn begin(mut messages: Messages) -> Result<Incoming, ClientError> {
+    /// Asks for a tensor that may come in chunks, if the ticket asks for that.
+    pub async fn open(pool: &Pool, ticket: &[u8], end: Option<Instant>, calibrations: &Calibrations) -> Result<Incoming, ClientError> {
+        // Twice, where an artefact must be fetched first: for that the server would not wait.
+        for again in [true, false] {
+            let (mut incoming, schema) = Incoming::begin(Messages::open(pool, ticket, end).await?).await?;
+            let Some(layout) = chunks::layout(&schema)? else { return Ok(incoming) };
+            if incoming.column.row_bytes() != 1 {
+                return Err(ClientError::protocol("chunks in a column that is not one of bytes"));
+            }
+            let calibration = match chunks::calibration(&layout)? {
+                Some(hash) if calibrations.get(&hash).is_none() && again => {
+                    drop(incoming);
+                    calibrations.fetch(pool, &hash, end).await?;
+                    continue;
+                }
+                Some(hash) => calibrations.get(&hash),
+                None => None,
+            };
+            incoming.chunked = Some(Chunked::read(&schema, &incoming.spec, layout, calibration)?.into());
+            return Ok(incoming);
+        }
+        Err(ClientError::protocol("another calibration each time"))
+    }
+
+    /// Reads the description, and gives the schema that has more of it.
+    pub async fn begin(mut messages: Messages) -> Result<(Incoming, Schema), ClientError> {
         let first = messages.next().await?.ok_or_else(|| ClientError::protocol("a get without a schema"))?;
         let schema = sira_wire::ipc::read_first(&first.header).map_err(ClientError::protocol);
-        let carried = schema.and_then(|schema| {
-            let (spec, column) = get::carried_by(&schema)?;
-            Ok((Chunked::read(&schema, &spec)?.map(Box::new), spec, column))
-        });
-        let (chunked, spec, column) = carried.map_err(|error| match error {
-            ClientError::Refused(error) => error,
-            error => WireError::new(Code::BadTensor, format!("the answer has no tensor's schema, is this a Sira server? {error}")),
+        let carried = schema.and_then(|schema| get::carried_by(&schema).map(|(spec, column)| (spec, column, schema)));
+        let (spec, column, schema) = carried.map_err(|error| {
+            let reason = format!("the answer has no tensor's schema, is this a Sira server? {error}");
+            WireError::new(Code::BadTensor, reason)
         })?;
-        if chunked.is_some() && column.row_bytes() != 1 {
-            return Err(ClientError::protocol("chunks in a column that is not one of bytes"));
-        }
-        Ok(Incoming { spec, column, messages, chunked })
+        Ok((Incoming { spec, column, messages, chunked: None }, schema))
     }
 
     /// Refuses a buffer that has not the length of the tensor.
@@ -136,9 +157,6 @@ impl Incoming {
     /// Fills `out`, which must have the length of the tensor, with bytes that come as they are.
     pub async fn read_into(mut self, out: &mut [u8]) -> Result<(), ClientError> {
         self.check_room(out)?;
-        if self.chunked.is_some() {
-            return Err(ClientError::protocol("chunks that nobody asked for"));
-        }
         let nbytes = self.spec.nbytes();
         let incomplete = |reason| Err(WireError::new(Code::Incomplete, reason).into());
         let mut filled = 0;

@@ -55,6 +55,7 @@ mod admin;
 mod batches;
 pub mod blocking;
 mod bottleneck;
+mod calibrations;
 mod chunks;
 mod client;
 mod connect;

@@ -16,7 +16,8 @@ use sira_tensor::kv::KvSpec;
 use sira_wire::encoded::{ChunkHead, PutChunks};
 use sira_wire::{Code, Key, PutAnswer, PutOptions, WireError};
 
-use crate::chunks::{Outgoing, workers};
+use crate::calibrations::Calibrations;
+use crate::chunks::{Outgoing, chain, workers};
 use crate::client::json;
 use crate::http2::Pool;
 use crate::put::{self, Failure};
@@ -50,7 +51,12 @@ impl Client {
             Some(hash) => Some(self.kv_spec(hash).await?.spec),
             None => None,
         };
-        let Some(outgoing) = Outgoing::plan(spec, codec, kv_spec.as_ref())? else {
+        let chain = chain(codec)?;
+        let calibration = match chain.calibration() {
+            Some(hash) => Some(self.calibrations.fetch(&self.pool, hash, None).await?),
+            None => None,
+        };
+        let Some(outgoing) = Outgoing::plan(spec, &chain, kv_spec.as_ref(), calibration)? else {
             return self.put(key.as_str(), spec, data, PutOptions { codec: Some(codec.to_owned()), ..options }).await;
         };
         let options = PutOptions { encoded: Some(outgoing.encoding()), codec: None, ..put::describing(options, spec) };
@@ -99,7 +105,7 @@ fn announced(head: ChunkHead) -> Result<Vec<u8>, ClientError> {
 /// As [`Client::put_encoded`], from memory that stays the caller's, over a connection that blocks its thread. `metadata` describes the tensor and how to keep
 /// it; `kv_spec`: the text of the kv spec that it follows.
 pub(crate) async fn put_blocking(
-    pool: &Pool,
+    (pool, calibrations): (&Pool, &Calibrations),
     key: &str,
     metadata: HashMap<String, String>,
     (codec, kv_spec): (&str, Option<&str>),
@@ -114,7 +120,12 @@ pub(crate) async fn put_blocking(
     let spec = spec.with_attributes(options.attributes.clone())?;
     check_len(&spec, data.len())?;
     let kv_spec = kv_spec.map(|text| KvSpec::from_json(text.as_bytes())).transpose()?;
-    let Some(outgoing) = Outgoing::plan(&spec, codec, kv_spec.as_ref())? else {
+    let chain = chain(codec)?;
+    let calibration = match chain.calibration() {
+        Some(hash) => Some(calibrations.fetch(pool, hash, end).await?),
+        None => None,
+    };
+    let Some(outgoing) = Outgoing::plan(&spec, &chain, kv_spec.as_ref(), calibration)? else {
         let options = PutOptions { codec: Some(codec.to_owned()), ..options };
         return put_bytes(pool, message::schema(key, options.to_metadata()).encode_to_vec(), data, end).await;
     };

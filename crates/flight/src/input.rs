@@ -14,6 +14,9 @@ use crate::status::refuse;
 /// Bytes of a FlightData field other than its body.
 const MAX_FIELD: u64 = 1 << 20;
 
+/// Bytes of a field for which room is made before they have come.
+const EARLY_FIELD: usize = 64 << 10;
+
 /// Fields of FlightData (Flight.proto).
 const DESCRIPTOR: u64 = 1;
 const HEADER: u64 = 2;
@@ -157,12 +160,17 @@ impl Input {
         if len as u64 > self.message {
             return Err(malformed("a message that ends inside a field"));
         }
-        let mut bytes = Vec::with_capacity(len);
+        let mut bytes: Vec<u8> = Vec::new();
         while bytes.len() < len {
             if !self.fill().await? {
                 return Err(cut_off());
             }
-            bytes.extend_from_slice(&self.frame.split_to(self.frame.len().min(len - bytes.len())));
+            if bytes.len() == bytes.capacity() {
+                // As bytes come, a quarter of them ahead: what a field says of its length is a promise.
+                bytes.reserve_exact((bytes.len() / 4).max(EARLY_FIELD).min(len - bytes.len()));
+            }
+            let room = bytes.capacity().min(len) - bytes.len();
+            bytes.extend_from_slice(&self.frame.split_to(self.frame.len().min(room)));
         }
         self.message -= len as u64;
         Ok(bytes)

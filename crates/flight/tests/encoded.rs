@@ -409,3 +409,46 @@ async fn a_chunk_that_was_damaged_is_not_sent() {
     assert!(error.code() == Some(Code::Corrupt) && error.to_string().contains("its checksum does not match"), "{error}");
     assert_eq!(store.stats().await.operations.corrupt, 1);
 }
+
+/// A KV cache of the model of the calibration that the store's tests have, in whose covariance such values are likely.
+fn tiny(tokens: u64) -> TensorSpec {
+    let attributes = [("model", "tiny"), ("rope", "half"), ("rope_theta", "10000"), ("rope_dim", "8")];
+    let attributes = attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    spec(DType::BFloat16, &[2, 2, tokens, 2, 8], &["layer", "kv", "token", "head", "dim"]).with_attributes(attributes).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lossy_codecs_give_the_same_here_and_there_with_the_calibration_that_they_name() {
+    let (_store, _, url) = start().await;
+    let client = Client::connect(&url).await.unwrap();
+    let artefact = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../store/golden/tiny.calib")).unwrap();
+    let hash = sira_tensor::kv::hash(&artefact);
+    let described = spec(DType::UInt8, &[artefact.len() as u64], &[]);
+    let calibrated = format!("kvtc:step=0.05@{hash}");
+    let tensor = tiny(2000);
+    let bytes = kv(&tensor);
+    let missing = client.put_encoded("ns/kv", &tensor, bytes.clone(), &calibrated, PutOptions::default()).await.unwrap_err();
+    assert_eq!(missing.code(), Some(Code::NotFound), "{missing}");
+    client.put(&format!("calibration/{hash}"), &described, artefact, PutOptions::default()).await.unwrap();
+    for codec in [calibrated.as_str(), "kvq:high", "int8", "fp8"] {
+        let options = || PutOptions { codec: Some(codec.into()), ..PutOptions::default() };
+        client.put("ns/there", &tensor, bytes.clone(), options()).await.unwrap();
+        client.put_encoded("ns/here", &tensor, bytes.clone(), codec, PutOptions::default()).await.unwrap();
+        let (there, here) = (client.info("ns/there").await.unwrap(), client.info("ns/here").await.unwrap());
+        assert!(here.lossy && here.codec == there.codec && here.stored_bytes == there.stored_bytes, "{codec}: {here:?}");
+        assert!(here.relative_rmse.is_empty() && !there.relative_rmse.is_empty());
+        let plain = client.get("ns/there", &GetOptions::default()).await.unwrap().into_bytes().await.unwrap();
+        assert!(plain != bytes, "{codec} loses something");
+        for key in ["ns/there", "ns/here"] {
+            assert!(client.get(key, &GetOptions::default()).await.unwrap().into_bytes().await.unwrap() == plain, "{codec} {key}");
+            // By a client that has no calibration yet, with a runtime and without.
+            let other = Client::connect(&url).await.unwrap();
+            assert!(other.get_encoded(key, &GetOptions::default()).await.unwrap().1 == plain, "{codec} {key}");
+            let (url, ticket) = (url.clone(), ticket(key));
+            let (encoded, got) = tokio::task::spawn_blocking(move || get(&url, ticket)).await.unwrap();
+            assert!(encoded && got.unwrap() == plain, "{codec} {key}");
+            let exact = GetOptions { exact: Some(true), ..GetOptions::default() };
+            assert_eq!(other.get_encoded(key, &exact).await.unwrap_err().code(), Some(Code::NotFound));
+        }
+    }
+}

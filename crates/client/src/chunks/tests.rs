@@ -21,7 +21,15 @@ fn schema(layout: &Layout) -> Schema {
     Schema::new(vec![Field::new("tensor", DataType::UInt8, false)]).with_metadata(HashMap::from(metadata))
 }
 
-fn layout(outgoing: &Outgoing, whole: &TensorSpec, slice: &[[u64; 2]]) -> Layout {
+fn plan(spec: &TensorSpec, codec: &str) -> Result<Option<Outgoing>, ClientError> {
+    Outgoing::plan(spec, &chain(codec)?, None, None)
+}
+
+fn chunked(schema: &Schema, spec: &TensorSpec) -> Result<Chunked, ClientError> {
+    Chunked::read(schema, spec, layout(schema).unwrap().unwrap(), None)
+}
+
+fn layout_of(outgoing: &Outgoing, whole: &TensorSpec, slice: &[[u64; 2]]) -> Layout {
     let Encoding { chunk_shape, chains } = outgoing.encoding();
     Layout { version: 1, part: DATA.into(), shape: whole.shape().to_vec(), chunk_shape, chains, slice: slice.to_vec(), kv_spec: None }
 }
@@ -62,9 +70,9 @@ fn what_is_cut_and_encoded_is_put_together_again() {
         let whole = spec(dtype, &shape).with_axes(axes.map_or_else(Vec::new, |axes| axes.map(String::from).to_vec())).unwrap();
         let data = bytes(whole.nbytes());
         for codec in ["lz4", "planes+zstd"] {
-            let outgoing = Outgoing::plan(&whole, codec, None).unwrap().unwrap();
-            let schema = schema(&layout(&outgoing, &whole, &[]));
-            let chunked = Chunked::read(&schema, &whole).unwrap().unwrap();
+            let outgoing = plan(&whole, codec).unwrap().unwrap();
+            let schema = schema(&layout_of(&outgoing, &whole, &[]));
+            let chunked = chunked(&schema, &whole).unwrap();
             assert_eq!(chunked.cells().len() as u64, outgoing.cells());
             for most in [100_000, 4 << 20] {
                 let messages = answer(&outgoing, &chunked, &data, most);
@@ -78,24 +86,24 @@ fn what_is_cut_and_encoded_is_put_together_again() {
 fn a_box_is_cut_out_of_the_chunks_that_it_touches() {
     let whole = spec(DType::UInt16, &[6, 700, 900]);
     let data = bytes(whole.nbytes());
-    let outgoing = Outgoing::plan(&whole, "planes+zstd", None).unwrap().unwrap();
+    let outgoing = plan(&whole, "planes+zstd").unwrap().unwrap();
     let slice = [[1, 3], [600, 650], [0, 900]];
     let wanted = spec(DType::UInt16, &[2, 50, 900]);
-    let schema = schema(&layout(&outgoing, &whole, &slice));
-    let chunked = Chunked::read(&schema, &wanted).unwrap().unwrap();
+    let schema = schema(&layout_of(&outgoing, &whole, &slice));
+    let chunked = chunked(&schema, &wanted).unwrap();
     assert!((chunked.cells().len() as u64) < outgoing.cells());
     let expected: Vec<u8> = (1..3).flat_map(|i| data[(i * 700 + 600) * 1800..(i * 700 + 650) * 1800].to_vec()).collect();
     assert!(read_all(&schema, &wanted, &answer(&outgoing, &chunked, &data, 1 << 20)).unwrap().unwrap() == expected);
     // What was asked for is another box than what comes.
-    assert!(Chunked::read(&schema, &whole).is_err());
+    assert!(Chunked::read(&schema, &whole, layout(&schema).unwrap().unwrap(), None).is_err());
 }
 
 #[test]
 fn small_tensors_and_those_without_a_codec_go_raw() {
-    assert!(Outgoing::plan(&spec(DType::UInt8, &[SMALL]), "zstd", None).unwrap().is_none());
-    assert!(Outgoing::plan(&spec(DType::UInt8, &[SMALL + 1]), "none", None).unwrap().is_none());
-    assert!(Outgoing::plan(&spec(DType::UInt8, &[SMALL + 1]), "zstd", None).unwrap().is_some());
-    let unknown = Outgoing::plan(&spec(DType::UInt8, &[9]), "snappy", None).unwrap_err();
+    assert!(plan(&spec(DType::UInt8, &[SMALL]), "zstd").unwrap().is_none());
+    assert!(plan(&spec(DType::UInt8, &[SMALL + 1]), "none").unwrap().is_none());
+    assert!(plan(&spec(DType::UInt8, &[SMALL + 1]), "zstd").unwrap().is_some());
+    let unknown = plan(&spec(DType::UInt8, &[9]), "snappy").unwrap_err();
     assert_eq!(unknown.code(), Some(Code::UnknownCodec));
 }
 
@@ -107,10 +115,10 @@ fn good() -> (Schema, TensorSpec, Vec<Message>, Vec<u8>) {
     let whole = spec(DType::UInt8, &[3, 2 << 20]);
     let mut data = bytes(4 << 20);
     data.extend((0..2u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ (i.wrapping_mul(40_503) >> 7) as u8));
-    let outgoing = Outgoing::plan(&whole, "lz4", None).unwrap().unwrap();
+    let outgoing = plan(&whole, "lz4").unwrap().unwrap();
     assert_eq!(outgoing.cells(), 3);
-    let schema = schema(&layout(&outgoing, &whole, &[]));
-    let chunked = Chunked::read(&schema, &whole).unwrap().unwrap();
+    let schema = schema(&layout_of(&outgoing, &whole, &[]));
+    let chunked = chunked(&schema, &whole).unwrap();
     let messages = answer(&outgoing, &chunked, &data, 1 << 20);
     (schema, whole, messages, data)
 }

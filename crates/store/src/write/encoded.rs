@@ -1,6 +1,6 @@
 //! A put of chunks that are encoded already: they are checked as far as that goes without decoding them all, and stored as they are.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,7 +16,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{Course, EARLY_BYTES, INLINE_BYTES, Writer};
 use crate::StoreError;
 use crate::client::{Inner, StorageClient, Tier, WriteOptions};
-use crate::coding::PartFacts;
+use crate::coding::{Awaited, PartFacts, Way};
+use crate::part::coding_bytes;
 use crate::record::{Chunk, Part, PartCopy, chunk_name};
 use crate::sink::{ChunkSink, durability, origin_and_shape, put_chunk};
 
@@ -45,8 +46,6 @@ pub struct EncodedWriter {
 struct Plan {
     inner: Arc<Inner>,
     home: Arc<Tier>,
-    spec: TensorSpec,
-    /// What the codec is told of the tensor.
     facts: Arc<PartFacts>,
     grid: Grid,
     chains: Vec<Chain>,
@@ -72,12 +71,15 @@ impl StorageClient {
             return Err(refuse(format!("codec is {asked}, and the chunks are encoded with {codec}; leave it out")));
         }
         let grid = encoding.grid(&spec)?;
-        check_grid(&grid, &spec, &chains)?;
         let writer = self.begin(key, spec, WriteOptions { codec: Some(codec.to_string()), ..options }).await?;
+        // Axes may have got their names from a kv spec only now.
+        check_grid(&grid, writer.spec(), &chains)?;
+        if writer.artefact.is_some() {
+            return Err(refuse("calibrations are put raw".into()));
+        }
         let plan = Plan {
             inner: writer.inner.clone(),
             home: writer.home.clone(),
-            spec: writer.spec().clone(),
             facts: writer.plans[0].facts.clone(),
             grid,
             chains,
@@ -109,11 +111,12 @@ fn check_grid(grid: &Grid, spec: &TensorSpec, chains: &[Chain]) -> Result<(), St
             "a tensor of {nbytes} bytes lies in its record, raw; send those of up to {INLINE_BYTES} bytes as they are"
         )));
     }
-    if cells > 1 && nbytes / cells < INLINE_BYTES {
+    let own = chains.iter().map(|chain| Grid::new(spec, &chain.chunk_shape(spec))).collect::<Result<Vec<_>, _>>()?;
+    let most_cells = own.iter().map(Grid::cells).fold((nbytes / INLINE_BYTES).max(1), u64::max);
+    if cells > most_cells {
         return bad(format!("{cells} chunks of {nbytes} bytes; on average a chunk has {INLINE_BYTES} or more"));
     }
-    let own = chains.iter().map(|chain| Ok(Grid::new(spec, &chain.chunk_shape(spec))?.slab_bytes()));
-    let most = own.collect::<Result<Vec<_>, StoreError>>()?.into_iter().fold(SLAB_BYTES, u64::max);
+    let most = own.iter().map(Grid::slab_bytes).fold(SLAB_BYTES, u64::max);
     // A reader holds as much, to give the bytes in their order.
     match grid.slab_bytes() {
         slab if slab > most => bad(format!(
@@ -127,7 +130,7 @@ fn check_grid(grid: &Grid, spec: &TensorSpec, chains: &[Chain]) -> Result<(), St
 impl EncodedWriter {
     /// What is being put.
     pub fn spec(&self) -> &TensorSpec {
-        &self.plan.spec
+        &self.plan.facts.spec
     }
 
     /// Bytes that the chunk which is coming still misses; `None` where the next one must begin first.
@@ -180,9 +183,12 @@ impl EncodedWriter {
         let (inner, grid) = (writer.inner.clone(), &self.plan.grid);
         inner.record_tier()?.headroom().await?;
         writer.promise = Some(inner.promise(&writer.namespace, &writer.key, &writer.home.name, writer.nbytes).await?);
-        // One chunk comes while others are stored; one of them is decoded, through two stages at most at a time.
+        // One chunk comes while others are stored; one of them is decoded.
         let largest = grid.region_bytes(&grid.cell(0));
-        writer.working.absorb(inner.reserve((inner.coders.chunks_at_once() as u64 + 3) * largest).await?);
+        let decoding = self.plan.chains.iter().map(|chain| coding_bytes(chain, largest)).max().unwrap_or(0);
+        writer
+            .working
+            .absorb(inner.reserve(decoding.saturating_add((inner.coders.chunks_at_once() as u64 + 1).saturating_mul(largest))).await?);
         ChunkSink::announce(&inner, &writer.home, &writer.key, &writer.write_id)?;
         writer.course = Some(Course::Chunks);
         Ok(())
@@ -255,8 +261,15 @@ impl Drop for EncodedWriter {
 impl Plan {
     async fn store(self: Arc<Self>, cell: u64, head: ChunkHead, bytes: Bytes, try_it: bool) -> Result<Chunk, StoreError> {
         self.home.headroom().await?;
-        let (plan, checked) = (self.clone(), bytes.clone());
-        let checksum = self.inner.seams.work(move || plan.check(cell, head, &checked, try_it)).await;
+        let (plan, checked, len) = (self.clone(), bytes.clone(), bytes.len() as u64);
+        let check = move || plan.check(cell, head, &checked, try_it);
+        let checksum = match self.chains.get(head.chain as usize).filter(|_| try_it) {
+            Some(chain) => {
+                let raw = self.grid.region_bytes(&self.grid.cell(cell));
+                self.inner.coders.run(&self.inner, (chain, Way::Decode, Awaited::ByClient), raw, move || (check(), len)).await
+            }
+            None => self.inner.seams.work(check).await,
+        };
         let checksum = checksum.ok_or_else(|| StoreError::Internal(format!("checking chunk {cell} failed")))??;
         let chunk = Chunk { stored_bytes: bytes.len() as u64, checksum, chain: head.chain };
         put_chunk(&self.inner, &self.home, &chunk_name(&self.write_id, 0, cell), bytes, self.durability).await?;
@@ -287,8 +300,7 @@ impl Plan {
             chunk_shape: self.grid.chunk().to_vec(),
             chains: self.chains.iter().map(ToString::to_string).collect(),
             chunks,
-            // What was lost is known to the client that encoded them.
-            errors: BTreeMap::new(),
+            errors: Default::default(), // nobody here has seen what was encoded
         }
     }
 }
