@@ -147,6 +147,11 @@ impl HotPart {
         Some(if intact { Ok(block) } else { Err(Damaged) })
     }
 
+    /// Has every block verified with its next read: whoever takes new checksums of the bytes must not take them of damage.
+    pub fn doubt(&self) {
+        self.blocks.all.iter().for_each(|block| block.verified.store(NEVER, Ordering::Relaxed));
+    }
+
     /// The bytes of the block at `place`, which moves on.
     fn next(&self, place: &mut Place) -> Option<bytes::Bytes> {
         let piece = self.payload.pieces().get(place.piece)?;
@@ -361,6 +366,9 @@ mod tests {
             assert_eq!(read(&bad, 1_000_000 + later)[2].is_some(), intact, "{later} ms later");
         }
         assert!(read(&bad, 500_000)[2].is_none(), "the clock was set back");
+        assert!(read(&bad, 1_000_000)[2].is_some());
+        bad.doubt();
+        assert!(read(&bad, 1_000_000)[2].is_none());
         assert!(bad.verified().is_err(), "whoever wants all of it verified gets that");
         let whole = HotPart::gathered(
             pieces.clone().map(bytes::Bytes::from).into_iter().collect(),

@@ -84,6 +84,9 @@ impl Snapshot {
 
     /// The bytes of a part in a new region.
     async fn gathered(&self, inner: &Arc<Inner>, index: usize) -> Result<Sealed, StoreError> {
+        if let Some(part) = self.in_memory(index) {
+            part.doubt();
+        }
         let mut reader = self.read(index, &BTreeMap::new()).await?.once();
         let len = usize::try_from(reader.spec().nbytes()).map_err(|error| StoreError::Internal(error.to_string()))?;
         let mut region = Region::create(len).map_err(refused)?;

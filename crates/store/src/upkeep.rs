@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde::Serialize;
 use sira_wire::Key;
@@ -17,6 +18,9 @@ use crate::seams::write_id_ms;
 /// Names, keys or pieces of garbage looked at in one go.
 const PAGE: usize = 1000;
 
+/// How long the first thing to do waits for others to be done with it.
+const TOGETHER: Duration = Duration::from_millis(2);
+
 /// Starts the background work, which ends with the store.
 pub(crate) fn spawn(inner: &Arc<Inner>) {
     spawn_scrubs(inner);
@@ -24,7 +28,10 @@ pub(crate) fn spawn(inner: &Arc<Inner>) {
     inner.seams.spawner.spawn(Box::pin(async move {
         let (mut reaped, mut begun) = (Instant::now(), true);
         loop {
-            drop(tokio::time::timeout(interval, nudge.notified()).await);
+            if tokio::time::timeout(interval, nudge.notified()).await.is_ok() {
+                // What small puts leave is worth no wake-up each.
+                tokio::time::sleep(TOGETHER).await;
+            }
             // Held while waiting, the store would never end.
             let Some(inner) = weak.upgrade() else { return };
             if inner.stopping.load(Ordering::SeqCst) {

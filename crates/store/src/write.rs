@@ -190,7 +190,10 @@ impl Writer {
         if !self.all_reserved {
             self.working.absorb(inner.reserve(working_bytes(&self.plans)).await?);
         }
-        ChunkSink::announce(&inner, &self.home, &self.key, &self.write_id)?;
+        // What a backend loses with the process leaves no orphans for the next start to find.
+        if self.home.keeps() > Survives::Nothing {
+            ChunkSink::announce(&inner, &self.home, &self.key, &self.write_id)?;
+        }
         self.course = Some(Course::Chunks);
         Ok(())
     }
