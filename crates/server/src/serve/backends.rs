@@ -11,7 +11,7 @@ use sira_backend::object::ObjectBackend;
 use sira_backend::probe::probe_create_if_absent;
 use sira_backend::rocks::{self, RocksBackend, RocksOptions};
 use sira_backend::{BackendError, StorageBackend};
-use sira_store::catalog::RocksKv;
+use sira_store::catalog::{MemoryKv, OrderedKv, RocksKv};
 use sira_store::{Rule, Seams, StorageClient, StoreError, StoreOptions};
 
 use crate::Failure;
@@ -26,9 +26,7 @@ const IDLE_SHARE: u64 = 16;
 /// Opens catalog and backends, tries what the backends claim, and starts the store.
 pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure> {
     let storage = &config.storage;
-    let catalog_folder = config.server.data_dir.join("catalog");
-    let catalog = blocking(move || RocksKv::open(&catalog_folder)).await.map_err(|error| catalog_failed(&error))?;
-    let store = StorageClient::new(options(config), Seams::system(), Arc::new(catalog)).map_err(not_started)?;
+    let store = StorageClient::new(options(config), Seams::system(), open_catalog(config).await?).map_err(not_started)?;
     for (name, backend) in &storage.backends {
         let failed = |error: BackendError| Failure::with(format_args!("backend {name}"), cause(&error));
         let opened = open_backend(backend).await.map_err(failed)?;
@@ -55,6 +53,16 @@ pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure
     }
     store.start().await.map_err(not_started)?;
     Ok(store)
+}
+
+/// An index of records that a backend in memory loses with the process is in memory, too: a log of it would cost each put and help nobody.
+/// What it takes grows with those records, and so has their backend's limit.
+async fn open_catalog(config: &Config) -> Result<Arc<dyn OrderedKv>, Failure> {
+    if matches!(config.storage.backends.get(&config.storage.record_backend), Some(Backend::Memory { .. })) {
+        return Ok(Arc::new(MemoryKv::default()));
+    }
+    let folder = config.server.data_dir.join("catalog");
+    Ok(Arc::new(blocking(move || RocksKv::open(&folder)).await.map_err(|error| catalog_failed(&error))?))
 }
 
 /// The ledger gets what the backends and the catalog do not take for themselves; the hot tier at most three quarters of it, so that bodies
