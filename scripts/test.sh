@@ -9,8 +9,8 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 step cargo fmt --all --check
 step scripts/schemas.sh --check
 step cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
-step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts examples benches/compare benches/codecs benches/encoded fuzz
-step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts examples benches/compare benches/codecs benches/encoded fuzz
+step .venv/bin/ruff check --config python-client/pyproject.toml python-client scripts examples benches/compare benches/codecs benches/encoded benches/restart fuzz
+step .venv/bin/ruff format --check --config python-client/pyproject.toml python-client scripts examples benches/compare benches/codecs benches/encoded benches/restart fuzz
 (cd python-client && step ../.venv/bin/mypy --config-file pyproject.toml)
 MYPYPATH=benches:benches/codecs:python-client step .venv/bin/mypy --config-file python-client/pyproject.toml --package compare --package codecbench
 step .venv/bin/hadolint docker/Dockerfile

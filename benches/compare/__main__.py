@@ -15,6 +15,7 @@ from compare import mixed
 from compare.measure import Cell, Run
 from compare.peers import everyone
 from compare.peers.base import Peer, Through
+from compare.proc import available
 from compare.report import merged, text
 from compare.stats import spread
 from compare.tables import cpus
@@ -96,6 +97,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rounds = min(arguments.rounds, 3) if arguments.quick else arguments.rounds
     todo = cells(arguments) if arguments.only != "mixed" else []
     peers = chosen(arguments.peers) if todo else []
+    todo = [cell for cell in todo if fits(cell, len(peers))]
     began = time.time()
     run = Run(peers, max((cell.clients for cell in todo), default=0), say)
     results = []
@@ -123,6 +125,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "cells": results,
         "mixed": beside,
     }
+
+
+def fits(cell: Cell, peers: int) -> bool:
+    """Whether there is memory for a cell: servers and clients hold a tensor each for every peer and
+    client, and without room for them the kernel kills one."""
+    need = 2 * cell.size * cell.clients * peers
+    if need <= available():
+        return True
+    say(f"{cell}: left out, since {peers} peers would need about {need >> 30} GiB of memory")
+    return False
 
 
 def chosen(names: list[str]) -> list[Peer]:

@@ -35,6 +35,12 @@ class Used:
         )
 
 
+def available() -> int:
+    """Bytes of memory that the machine could give to a new process."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+
+
 def busy() -> float:
     """CPU seconds that all processes of the machine have used, and those that its host gave to others."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
