@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::layout::{Block, Layout, ROWS};
-use super::{Float, Header, MAX_TABLES, Mode, pairs, planes};
+use super::{Float, Header, MAX_TABLES, Mode, brain, pairs, planes};
 use crate::CodecError;
 use crate::rans::{self, LANES, Table};
 
@@ -22,6 +22,37 @@ pub(super) struct Decoder<'a> {
     side: &'a [u8],
     tables: Vec<Table>,
     scratch: Scratch,
+}
+
+/// Where decoded bytes go.
+pub(super) enum Target<'a> {
+    /// To memory that the caller has: what is left of it.
+    Given(&'a mut [u8]),
+    /// Behind what there is, `left` bytes more. A block's part is taken when it is due, so that the zeros put there first are still in
+    /// the cache when the block overwrites them.
+    New { out: &'a mut Vec<u8>, left: usize },
+}
+
+impl Target<'_> {
+    pub(super) fn left(&self) -> usize {
+        match self {
+            Target::Given(rest) => rest.len(),
+            Target::New { left, .. } => *left,
+        }
+    }
+
+    /// The next `bytes` bytes; `None` if fewer are left.
+    pub(super) fn take(&mut self, bytes: usize) -> Option<&mut [u8]> {
+        match self {
+            Target::Given(rest) => rest.split_off_mut(..bytes),
+            Target::New { out, left } => {
+                *left = left.checked_sub(bytes)?;
+                let start = out.len();
+                out.resize(start + bytes, 0);
+                Some(&mut out[start..])
+            }
+        }
+    }
 }
 
 /// Memory for the symbols of a strip, and the exponents of eight rows.
@@ -57,7 +88,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// All of it.
-    pub(super) fn decode(self, out: &mut [u8]) -> Result<(), CodecError> {
+    pub(super) fn decode(self, out: &mut Target<'_>) -> Result<(), CodecError> {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {
             #[allow(unsafe_code, reason = "calls the same code compiled for AVX2; measured: twice as fast and more")]
@@ -69,21 +100,19 @@ impl<'a> Decoder<'a> {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
-    fn decode_avx2(self, out: &mut [u8]) -> Result<(), CodecError> {
+    fn decode_avx2(self, out: &mut Target<'_>) -> Result<(), CodecError> {
         self.decode_inlined(out)
     }
 
     #[inline(always)]
-    pub(super) fn decode_inlined(mut self, out: &mut [u8]) -> Result<(), CodecError> {
+    pub(super) fn decode_inlined(mut self, out: &mut Target<'_>) -> Result<(), CodecError> {
         self.read_tables()?;
         let all = self.side;
         let records = self.header.cut.blocks(self.elements).map(|block| self.read_record(all, block)).collect::<Result<Vec<_>, _>>()?;
-        let mut rest = out;
         let mut bases = Vec::new();
         for (block, record) in self.header.cut.blocks(self.elements).zip(records) {
             let bytes = block.elements() * self.layout.item;
-            let (elements, behind) = rest.split_at_mut_checked(bytes).ok_or_else(|| self.too_few("elements"))?;
-            rest = behind;
+            let elements = out.take(bytes).ok_or_else(|| self.too_few("elements"))?;
             if record.mode == Mode::AsItIs {
                 elements.copy_from_slice(self.take_rests(bytes)?);
                 continue;
@@ -91,8 +120,8 @@ impl<'a> Decoder<'a> {
             read_bases(record.mode, &all[record.bases], block.width, &mut bases);
             self.block(block, record.mode, record.table, &bases, elements)?;
         }
-        let tail = self.take_rests(rest.len())?;
-        rest.copy_from_slice(tail);
+        let tail = self.take_rests(out.left())?;
+        out.take(tail.len()).unwrap_or_default().copy_from_slice(tail);
         self.end()
     }
 
@@ -128,6 +157,11 @@ impl<'a> Decoder<'a> {
                     symbols
                 }
             };
+            if self.layout.is_brain() {
+                let done = brain::unpair(symbols, bases, &rests[row * block.width..], &mut self.side, elements);
+                done.ok_or_else(|| stage.corrupt("another escape", "the end"))?;
+                continue;
+            }
             for ((row, elements), symbols) in rows.zip(symbols.chunks_exact(eight / 2)) {
                 let done = pairs::unpair(symbols, bases, &mut self.side, &mut scratch.exponents);
                 done.ok_or_else(|| stage.corrupt("another escape", "the end"))?;

@@ -35,6 +35,11 @@ impl Layout {
         })
     }
 
+    /// Whether it is bfloat16, of which rests are whole bytes and all there is besides exponents.
+    pub(super) fn is_brain(self) -> bool {
+        self.item == 2 && self.low == 0
+    }
+
     /// Bytes that hold what is not exponent of `elements`, a multiple of eight.
     pub(super) fn rest_bytes(self, elements: usize) -> usize {
         elements * self.low + elements / 8 * self.rest as usize

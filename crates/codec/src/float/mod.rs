@@ -17,6 +17,7 @@
 //! - Side: a number of tables, that many tables, a record for each block, then the escapes of all blocks. A record is the block's [`Mode`];
 //!   unless that is [`Mode::AsItIs`] the index of its table (`float-rans` only), and its bases if it has any.
 
+mod brain;
 mod decode;
 mod encode;
 mod groups;
@@ -25,7 +26,7 @@ mod pairs;
 mod planes;
 
 use crate::{ChunkContext, Codec, CodecError};
-use decode::Decoder;
+use decode::{Decoder, Target};
 use encode::Encoder;
 use groups::MAX_TABLES;
 use layout::{Cut, Layout};
@@ -60,24 +61,13 @@ impl Codec for Float {
     }
 
     fn decode(&self, input: &[u8], decoded_len: usize, context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError> {
-        let mut out = vec![0; decoded_len];
-        self.decode_into(input, &mut out, context)?;
+        let mut out = Vec::with_capacity(decoded_len);
+        self.decode_to(input, &mut Target::New { out: &mut out, left: decoded_len }, context)?;
         Ok(out)
     }
 
     fn decode_into(&self, input: &[u8], out: &mut [u8], context: ChunkContext<'_>) -> Result<(), CodecError> {
-        match (input.split_first(), Layout::of(context.dtype)) {
-            (Some((&AS_IT_IS, rest)), _) => {
-                CodecError::check_len(self.name(), out.len(), rest.len())?;
-                out.copy_from_slice(rest);
-                Ok(())
-            }
-            (Some((&CODED, rest)), Some(layout)) => Decoder::new(*self, layout, rest, out.len())?.decode(out),
-            (first, _) => {
-                let expected = if Layout::of(context.dtype).is_some() { "a first byte of 0 or 1" } else { "a first byte of 0" };
-                Err(self.corrupt(expected, first.map_or("nothing".to_owned(), |(byte, _)| byte.to_string())))
-            }
-        }
+        self.decode_to(input, &mut Target::Given(out), context)
     }
 
     fn encoded_len(&self, _: usize) -> Option<usize> {
@@ -86,6 +76,21 @@ impl Codec for Float {
 }
 
 impl Float {
+    fn decode_to(self, input: &[u8], out: &mut Target<'_>, context: ChunkContext<'_>) -> Result<(), CodecError> {
+        match (input.split_first(), Layout::of(context.dtype)) {
+            (Some((&AS_IT_IS, rest)), _) => {
+                CodecError::check_len(self.name(), out.left(), rest.len())?;
+                out.take(rest.len()).unwrap_or_default().copy_from_slice(rest);
+                Ok(())
+            }
+            (Some((&CODED, rest)), Some(layout)) => Decoder::new(self, layout, rest, out.left())?.decode(out),
+            (first, _) => {
+                let expected = if Layout::of(context.dtype).is_some() { "a first byte of 0 or 1" } else { "a first byte of 0" };
+                Err(self.corrupt(expected, first.map_or("nothing".to_owned(), |(byte, _)| byte.to_string())))
+            }
+        }
+    }
+
     fn corrupt(self, expected: impl Into<String>, found: impl ToString) -> CodecError {
         CodecError::corrupt(self.name(), expected, found)
     }
@@ -184,7 +189,7 @@ mod tests {
                 let plain = Encoder::new(stage, layout, &input).encode_inlined(&[300, 96]).unwrap();
                 assert!(Encoder::new(stage, layout, &input).encode(&[300, 96]) == Ok(plain.clone()), "{stage:?} {dtype}");
                 let mut out = vec![0xee; input.len()];
-                Decoder::new(stage, layout, &plain[1..], out.len()).unwrap().decode_inlined(&mut out).unwrap();
+                Decoder::new(stage, layout, &plain[1..], out.len()).unwrap().decode_inlined(&mut Target::Given(&mut out)).unwrap();
                 assert!(out == input, "{stage:?} {dtype}");
             }
         }

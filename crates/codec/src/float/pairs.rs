@@ -3,7 +3,7 @@
 use super::layout::Block;
 
 /// The nibble of an exponent that is out of reach: the exponent itself stands among the escapes.
-const ESCAPE: u8 = 15;
+pub(super) const ESCAPE: u8 = 15;
 
 /// Symbols that are looked through at a time for escapes, which are few.
 const SCAN: usize = 32;
@@ -58,7 +58,7 @@ pub(super) fn pair(block: Block, exponents: &[u8], bases: &[u8], next: &[u8], sy
 
 /// Calls `found` for each nibble that stands for an escape, with its column and whether it is the upper one, in order.
 #[inline(always)]
-fn each_escape(symbols: &[u8], mut found: impl FnMut(usize, bool)) {
+pub(super) fn each_escape(symbols: &[u8], mut found: impl FnMut(usize, bool)) {
     const LOWER: u64 = 0x0f0f_0f0f_0f0f_0f0f;
     const ONES: u64 = 0x0101_0101_0101_0101;
     let nibbles = |symbol: &u8| (symbol & 15).max(symbol >> 4);
