@@ -7,7 +7,7 @@ use std::path::Path;
 
 use prost::Message;
 use sira::formats::{npy, safetensors};
-use sira_codec::{Chain, ChunkContext, Encoded, KvFacts, TensorContext};
+use sira_codec::{Calibration, Chain, ChunkContext, Encoded, KvFacts, TensorContext};
 use sira_fuzz::seeds;
 use sira_tensor::kv::Rope;
 use sira_tensor::{DType, TensorSpec};
@@ -27,7 +27,6 @@ fn golden(path: &str) -> Vec<u8> {
 }
 
 fn main() {
-    write("calibration", "golden", &golden("crates/codec/golden/kvtc.calib"));
     streams();
     requests();
     chunks();
@@ -145,6 +144,15 @@ fn chunks() {
         let Encoded::Bytes(stored) = text.parse::<Chain>().unwrap().encode(&raw, context).unwrap() else { continue };
         let [low, high] = (raw.len() as u16).to_le_bytes();
         write("chunk", text, &[text.as_bytes(), &[0, DType::Float16 as u8, low, high], &stored].concat());
+    }
+    // 40 tokens of a model of two heads.
+    for name in ["kvtc", "kvq"] {
+        let stored = golden(&format!("crates/codec/golden/{name}.chunk"));
+        let calibration = Calibration::from_bytes(&golden(&format!("crates/codec/golden/{name}.calib"))).unwrap();
+        let [low, high] = (40u16 * 64 * 2).to_le_bytes();
+        let text = format!("{name}@{}", calibration.hash());
+        write("chunk", &format!("{name}_calibrated"), &[text.as_bytes(), &[0, DType::BFloat16 as u8, low, high], &stored].concat());
+        write("calibration", name, &golden(&format!("crates/codec/golden/{name}.calib")));
     }
     for (text, dtype) in [("float-rans", DType::BFloat16), ("float-rans", DType::Float8E4M3Fn), ("float-nibble", DType::Float16)] {
         let stored = golden(&format!("crates/codec/golden/{text}-{dtype}.bin"));

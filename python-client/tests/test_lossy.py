@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 import samples
 import sira_store
-from server import Server
+from server import REPOSITORY, Server
 from sira_store import connect
 
 AXES = ("layer", "kv", "token", "head", "dim")
@@ -92,6 +93,50 @@ def test_an_export_says_that_its_bytes_are_not_the_first_ones(
         assert (info.codec, info.derived_from_lossy) == ("fp8", True)
         # What the codec had made of it once, it leaves as it is.
         assert samples.same(there.get(f"{ns}/lossy"), lossy)
+
+
+def test_an_export_carries_the_calibrations_without_which_it_could_not_be_read(
+    server: Server, sira: sira_store.Client, ns: str, target: Server, tmp_path: Path
+) -> None:
+    artefacts, codecs = {}, {}
+    for stage, name in (
+        ("kvtc:step=0.05", "store/golden/tiny.calib"),
+        ("kvq:step=0.05", "codec/golden/kvq.calib"),
+    ):
+        content = np.fromfile(REPOSITORY / "crates" / name, np.uint8)
+        digest = hashlib.sha256(content.tobytes()).hexdigest()
+        artefacts[f"calibration/{digest}"] = content
+        codecs[f"{ns}/{stage[:4]}1"] = codecs[f"{ns}/{stage[:4]}2"] = f"{stage}@{digest}"
+        sira.put(f"calibration/{digest}", content)
+    # A cache of the artefacts' model: two layers, two heads of eight values.
+    array = np.random.default_rng(3).standard_normal((2, 2, 600, 2, 8), np.float32)
+    array = array.astype(samples.DTYPES["bfloat16"])
+    facts = {"rope": "half", "rope_theta": "10000", "rope_dim": "8"}
+    for key, codec in codecs.items():
+        sira.put(key, array, axes=AXES, attributes=facts, codec=codec)
+    file = tmp_path / "x.avro"
+    assert f"{len(codecs) + len(artefacts)} tensors" in run(server, "export", f"{ns}/", file)
+    found = with_fastavro(file)
+    assert set(found) == codecs.keys() | artefacts.keys()
+    run(target, "import", file, "--prefix", "moved/")
+    for key in codecs:
+        sira.delete(key)
+    # Nothing but the file is left of them, and a start that has read nothing yet.
+    assert target.terminate() == 0
+    with connect(target.restart().url) as there:
+        for key, content in artefacts.items():
+            assert samples.same(there.get(key), content)
+            with pytest.raises(sira_store.InUseError):
+                there.delete(key)
+        for key, codec in codecs.items():
+            moved = key.replace(f"{ns}/", "moved/")
+            info = there.info(moved)
+            assert (info.codec, info.lossy, info.derived_from_lossy) == (codec, True, True)
+            got = there.get(moved)
+            # The codec has been at it a second time. kvtc keeps of noise what its model could have made.
+            assert error(got, found[key]) < 0.1
+            assert error(got, array) < (0.1 if "kvq" in codec else 0.9)
+            assert samples.same(there.get(moved), got)
 
 
 def test_calibrations_lie_under_their_hash(sira: sira_store.Client) -> None:

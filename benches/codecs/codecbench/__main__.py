@@ -66,6 +66,11 @@ def parse() -> argparse.Namespace:
             default=documents.CALIBRATION,
             help="documents, or files with KV caches",
         )
+        one.add_argument(
+            "--moments",
+            type=existing,
+            help="a file of what errors cost the model; default: measured over the calibration's documents",
+        )
         one.add_argument("--methods", type=words, help="baselines; default: all")
         one.add_argument(
             "--bodies",
@@ -74,6 +79,12 @@ def parse() -> argparse.Namespace:
             help="how many times smaller plain KVTC makes its body",
         )
         one.add_argument("--lossy", type=words, help="codecs of Sira's, or nothing; default: all that it has")
+        one.add_argument(
+            "--no-presets",
+            dest="presets",
+            action="store_false",
+            help="the default quality of Sira's codecs alone, not all that they know by name",
+        )
 
     one = command("run", run, "everything, over this machine's documents")
     one.add_argument("--quick", action="store_true", help="fewer rounds, documents and rates")
@@ -106,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.quick:
         arguments.rounds = min(arguments.rounds, QUICK_ROUNDS)
         arguments.documents, arguments.calibration = arguments.documents[:1], arguments.calibration[::3]
-        arguments.bodies = arguments.bodies[1:3]
+        arguments.bodies, arguments.presets = arguments.bodies[1:3], False
     maker = damage.Maker(damage.folder(), say)
     files = [maker.made(name).file for name in arguments.documents]
     del maker
@@ -162,7 +173,13 @@ def speeds(arguments: argparse.Namespace, files: Sequence[Path]) -> dict[str, An
 
 def damages(arguments: argparse.Namespace) -> dict[str, Any]:
     plan = damage.Plan(
-        arguments.documents, arguments.calibration, arguments.methods, arguments.bodies, arguments.lossy
+        arguments.documents,
+        arguments.calibration,
+        arguments.methods,
+        arguments.bodies,
+        arguments.lossy,
+        arguments.presets,
+        arguments.moments,
     )
     return damage.measure(plan, say)
 
@@ -184,6 +201,13 @@ def finish(arguments: argparse.Namespace, found: dict[str, Any]) -> int:
 
 def words(value: str) -> list[str]:
     return [word for word in value.split(",") if word]
+
+
+def existing(value: str) -> Path:
+    file = Path(value)
+    if not file.is_file():
+        raise argparse.ArgumentTypeError(f"{file} is no file")
+    return file
 
 
 def numbers(value: str) -> list[float]:

@@ -99,6 +99,10 @@ class Plan:
     """Of plain KVTC"""
     ours: Sequence[str] | None
     """Codecs of Sira's; None: all lossy ones that the program has"""
+    presets: bool = True
+    """Whether those take part by all their presets, or by the default alone"""
+    moments: Path | None = None
+    """What errors cost the model; None: measured, where the calibration's documents are known"""
 
 
 def measure(plan: Plan, say: Say) -> dict[str, Any]:
@@ -122,12 +126,13 @@ def measure(plan: Plan, say: Say) -> dict[str, Any]:
     artefact: Path | None = None
     try:
         if plan.ours != []:
-            artefact = calibrated(maker, plan.calibration, files, where)
+            artefact = calibrated(maker, plan, files, where)
             sizes["sira"] = artefact.stat().st_size if artefact else 0
-            ours = plan.ours or [
-                *program.names(artefact, lossless=False),
-                *(["kvtc"] if artefact else []),
-            ]
+            if plan.ours is None:
+                ours = program.names(artefact, lossless=False)
+                ours = program.with_presets(ours, program.presets()) if plan.presets else ours
+            else:
+                ours = plan.ours
     except program.ProgramError as error:
         missing["sira"] = str(error)
         say(f"Sira's codecs do not take part: {error}")
@@ -142,10 +147,10 @@ def measure(plan: Plan, say: Say) -> dict[str, Any]:
         for codec in ours:
             try:
                 outcome = ours_on(stored.file, codec, artefact, where)
-                results.append(entry(name, f"sira {codec}", "Sira", judge, outcome))
+                results.append(entry(name, f"sira {shown(codec)}", "Sira", judge, outcome))
                 say(line(results[-1]))
             except (program.ProgramError, tensors.FileError) as error:
-                missing[f"sira {codec}"] = str(error)
+                missing[f"sira {shown(codec)}"] = str(error)
     return {
         "model": MODEL,
         "prefix": PREFIX,
@@ -156,25 +161,34 @@ def measure(plan: Plan, say: Say) -> dict[str, Any]:
     }
 
 
-def calibrated(maker: Maker, names: Sequence[str], files: list[Path], where: Path) -> Path | None:
-    """Sira's calibration of these files; with the model's moments where the documents are known that it
-    read."""
+def calibrated(maker: Maker, plan: Plan, files: list[Path], where: Path) -> Path | None:
+    """Sira's calibration of these files; with moments where there are any, or the documents are known that
+    the model read."""
     if not files:
         return None
     mark = hashlib.sha256("\n".join(map(str, files)).encode()).hexdigest()[:8]
-    known = [name for name in names if not name.endswith(".safetensors")]
-    costs = where / f"moments-{mark}.safetensors" if known else None
+    known = [name for name in plan.calibration if not name.endswith(".safetensors")]
+    costs = plan.moments or (where / f"moments-{mark}.safetensors" if known else None)
     if costs and not costs.exists():
         maker.write_moments(known, costs)
     out = where / f"sira-{mark}.calib"
+    where.mkdir(parents=True, exist_ok=True)
     program.calibrated(files, costs, out)
     return out
+
+
+def shown(codec: str) -> str:
+    """A codec's name in tables: a calibration is one of 64 digits there."""
+    stage, at, _ = codec.partition("@")
+    return stage + at
 
 
 def ours_on(file: Path, codec: str, artefact: Path | None, where: Path) -> Outcome:
     """What the program decodes, and its bytes."""
     out = where / "decoded.safetensors"
-    [said] = program.tried(file, codec, artefact, out)
+    # A codec that names none but could would take the calibration if it were given.
+    named = "@" in codec or codec.split(":")[0] == "kvtc"
+    [said] = program.tried(file, codec, artefact if named else None, out)
     decoded = tensors.read(out)
     # It need not repeat the metadata.
     decoded.metadata = tensors.read(file).metadata

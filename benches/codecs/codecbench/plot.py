@@ -76,16 +76,23 @@ def damage(axes: Any, results: list[dict[str, Any]]) -> None:
     ours = dict.fromkeys(family(entry["codec"]) for entry in results if entry["codec"].startswith("sira "))
     lines = [(f"sira {name}", f"Sira {name}", SHADES[at % len(SHADES)]) for at, name in enumerate(ours)]
     for prefix, label, colour in (*lines, *FAMILIES):
-        points = sorted(
-            (e["bits_per_value"], max(e["kl"], 1e-6)) for e in results if e["codec"].startswith(prefix)
-        )
+        mine = prefix.startswith("sira ")
+        of_line = [
+            entry
+            for entry in results
+            if (
+                f"sira {family(entry['codec'])}" == prefix
+                if entry["codec"].startswith("sira ")
+                else not mine and entry["codec"].startswith(prefix)
+            )
+        ]
+        points = sorted((entry["bits_per_value"], max(entry["kl"], 1e-6)) for entry in of_line)
         if points:
-            width = 2.2 if prefix.startswith("sira ") else 1.3
             axes.plot(
                 *zip(*points, strict=True),
                 marker="o",
                 markersize=3.5,
-                linewidth=width,
+                linewidth=2.2 if mine else 1.3,
                 color=colour,
                 label=label,
             )
@@ -95,8 +102,9 @@ def damage(axes: Any, results: list[dict[str, Any]]) -> None:
 
 
 def family(codec: str) -> str:
-    """`kvq` of `sira kvq:high`"""
-    return codec.removeprefix("sira ").split(":")[0]
+    """`kvq` of `sira kvq:high`, `kvq calibrated` of `sira kvq:high@`."""
+    name = codec.removeprefix("sira ").split(":")[0].rstrip("@")
+    return f"{name} calibrated" if codec.endswith("@") and name != "kvtc" else name
 
 
 def finish(axes: Any) -> None:

@@ -41,7 +41,7 @@ def program() -> Path:
 def tried(
     file: Path, codec: str, calibration: Path | None = None, out: Path | None = None, seconds: float = 0
 ) -> list[dict[str, Any]]:
-    """What `sira codec try` says of the codec, or of `all`, timed so long, three rounds at least.
+    """What `sira codec try` says of the codec, or of `all`, timed so long, or run once.
     `out` gets what one codec decoded."""
     command = ["codec", "try", str(file), "--codec", codec, "--seconds", f"{seconds:g}", "--json"]
     command += ["--calib", str(calibration)] if calibration else []
@@ -90,3 +90,20 @@ def names(calibration: Path | None, *, lossless: bool) -> list[str]:
     """The codecs that it has, of one kind; tried on the sample that the repository has, which is small."""
     found = tried(SAMPLE, "all", calibration)
     return [entry["codec"] for entry in found if entry["lossless"] == lossless]
+
+
+def presets() -> dict[str, list[str]]:
+    """Stages that know qualities by name, and those names, best first."""
+    stages = [json.loads(line) for line in run("codec", "list", "--json").splitlines()]
+    known = {entry["stage"]: [preset["name"] for preset in entry["presets"]] for entry in stages}
+    return {stage: of_stage for stage, of_stage in known.items() if of_stage}
+
+
+def with_presets(codecs: list[str], known: dict[str, list[str]]) -> list[str]:
+    """Codecs, each stage that knows presets by all of them, with the calibration that it was named with."""
+    found = []
+    for codec in codecs:
+        stage, at, calibration = codec.partition("@")
+        name = stage.split(":")[0]
+        found += [f"{name}:{preset}{at}{calibration}" for preset in known[name]] if name in known else [codec]
+    return found

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from codecbench.damage import shown
 from codecbench.documents import DocumentError, stem, text, tokens
 from codecbench.figures import pays_below
 from codecbench.figures import text as report
 from codecbench.plot import family
-from codecbench.program import ProgramError, parsed
+from codecbench.program import ProgramError, parsed, with_presets
 
 LINE: dict[str, Any] = {
     "codec": "planes+zstd",
@@ -87,6 +88,16 @@ def test_the_report_has_ratios_of_the_same_round() -> None:
 
 def test_presets_of_a_codec_are_one_line_of_the_plot() -> None:
     assert family("sira kvq:high") == family("sira kvq") == "kvq"
+    assert family("sira kvq:high@") == family("sira kvq@") == "kvq calibrated"
+    assert family("sira kvtc:high@") == "kvtc"
+    assert shown("kvq:high@5f5f") == "kvq:high@"
+    assert shown("fp8") == "fp8"
+
+
+def test_presets_are_tried_with_the_calibration_of_their_stage() -> None:
+    known = {"kvq": ["high", "compact"]}
+    tried = with_presets(["int8", "kvq", "kvq@5f"], known)
+    assert tried == ["int8", "kvq:high", "kvq:compact", "kvq:high@5f", "kvq:compact@5f"]
 
 
 def test_documents_are_texts_that_every_machine_has(tmp_path: Path) -> None:

@@ -396,14 +396,16 @@ mod tests {
 
     #[test]
     fn lossy_stages_have_one_canonical_form_too() {
+        let [long, short] = ["kvq:standard", "kvq"].map(|stage| format!("{stage}@{}", "0".repeat(64)));
         for (text, canonical) in [
-            ("int8", "int8"),
+            ("int8", "int8") as (&str, &str),
             ("int8:group=64", "int8"),
             ("int4:group=128", "int4:group=128"),
             ("fp8", "fp8"),
             ("kvq", "kvq"),
             ("kvq:standard:window=0", "kvq"),
             ("kvq:window=64:step=0.50:sinks=4", "kvq:step=0.5:window=64"),
+            (&long, &short),
         ] {
             let chain: Chain = text.parse().unwrap();
             assert_eq!(chain.as_str(), canonical);
@@ -424,8 +426,11 @@ mod tests {
         for stage in stages() {
             assert!(!stage.about.is_empty(), "{}", stage.name);
             assert!(!(stage.lossless && stage.experimental));
+            assert_eq!(stage.experimental, !stage.presets.is_empty());
             for preset in &stage.presets {
-                assert!(format!("{}:{preset}", stage.name).parse::<Chain>().is_ok());
+                let hash = "5f".repeat(32);
+                let chain: Chain = format!("{}:{}@{hash}", stage.name, preset.name).parse().unwrap();
+                assert!(chain.calibration() == Some(&hash) && !preset.promise.is_empty());
             }
         }
         let lossy: Vec<_> = stages().filter(|stage| !stage.lossless).map(|stage| stage.name).collect();

@@ -9,7 +9,7 @@ mod kv;
 
 use sira_tensor::DType;
 
-use crate::{Chain, ChunkContext, Codec, CodecError, Encoded};
+use crate::{Calibration, Chain, ChunkContext, Codec, CodecError, Encoded, TensorContext};
 
 /// Lengths for every type: empty, odd, around element and vector sizes, around 64 KiB (where encoders change tables).
 const LENGTHS: [usize; 16] = [0, 1, 2, 3, 7, 8, 9, 31, 64, 127, 1000, 4095, 4096, 4097, 65_535, 65_551];
@@ -32,7 +32,7 @@ pub fn check(codec: &dyn Codec) {
 pub fn check_chain(text: &str) {
     let chain: Chain = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
     assert_eq!(chain.as_str().parse().as_ref(), Ok(&chain), "{text}: the canonical text is another chain");
-    suite(text, &Whole(chain.clone()));
+    suite(text, &Whole { chain: chain.clone(), calibration: None });
     let mut noise = Noise(3);
     for dtype in DType::all() {
         for (content, input) in LENGTHS.iter().flat_map(|&len| contents(len, &mut noise)) {
@@ -52,29 +52,57 @@ pub fn check_chain(text: &str) {
     }
 }
 
-/// A chain as one codec, without the fall-back to raw, so that noise goes through its stages too.
-#[derive(Debug)]
-struct Whole(Chain);
+/// The same for a stage that is named with `calibration`, `kvtc:high` or `kvq`; and over KV caches of the calibration's model, none of which it may
+/// refuse.
+pub fn check_calibrated(stage: &str, calibration: &Calibration) {
+    let chain: Chain = format!("{stage}@{}", calibration.hash()).parse().unwrap_or_else(|error| panic!("{stage}: {error}"));
+    assert_eq!(chain.calibration(), Some(calibration.hash()), "{stage}: does not say which calibration it needs");
+    let codec = Whole { chain, calibration: Some(calibration) };
+    suite(stage, &codec);
+    kv::of_model(stage, &codec, calibration.model(), &mut Noise(2));
+    kv::without(stage, &codec.chain, calibration.model(), &mut Noise(2));
+}
 
-impl Codec for Whole {
+/// A chain as one codec, without the fall-back to raw, so that noise goes through its stages too; with the calibration that it is named with.
+#[derive(Debug)]
+struct Whole<'a> {
+    chain: Chain,
+    calibration: Option<&'a Calibration>,
+}
+
+impl Whole<'_> {
+    fn context<'b>(&'b self, context: ChunkContext<'b>) -> ChunkContext<'b> {
+        ChunkContext { tensor: TensorContext { calibration: self.calibration, ..context.tensor }, ..context }
+    }
+}
+
+impl Codec for Whole<'_> {
     fn name(&self) -> &'static str {
         "chain"
     }
 
     fn lossless(&self) -> bool {
-        self.0.lossless()
+        self.chain.lossless()
     }
 
     fn encode(&self, input: &[u8], context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError> {
-        self.0.run(input, context).map(|bytes| bytes.into_owned())
+        self.chain.run(input, self.context(context)).map(|bytes| bytes.into_owned())
     }
 
     fn decode(&self, input: &[u8], decoded_len: usize, context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError> {
-        self.0.decode(input, decoded_len, context)
+        self.chain.decode(input, decoded_len, self.context(context))
+    }
+
+    fn decode_into(&self, input: &[u8], out: &mut [u8], context: ChunkContext<'_>) -> Result<(), CodecError> {
+        self.chain.decode_into(input, out, self.context(context))
     }
 
     fn encoded_len(&self, _: usize) -> Option<usize> {
         None
+    }
+
+    fn calibration(&self) -> Option<&str> {
+        self.chain.calibration()
     }
 }
 
@@ -112,15 +140,22 @@ fn round_trip(name: &str, codec: &dyn Codec, dtype: DType, content: &str, input:
         if let Some(len) = codec.encoded_len(input.len()) {
             assert_eq!(encoded.len(), len, "{case}: not of the length that was promised");
         }
-        match codec.decode(&encoded, input.len(), context) {
-            Ok(decoded) if codec.lossless() => assert!(decoded == input, "{case}: not what went in"),
-            Ok(decoded) => assert_eq!(decoded.len(), input.len(), "{case}: wrong length"),
-            Err(error) => panic!("{case}: encoded, but not decoded: {error}"),
-        }
+        let decoded = decoded(&case, codec, &encoded, input.len(), context);
+        assert!(!codec.lossless() || decoded == input, "{case}: not what went in");
         if input.len() > 4097 {
             break; // the shapes have been tried; this only takes longer
         }
     }
+}
+
+/// What sound bytes decode to, into new memory and into such that was used before.
+fn decoded(case: &str, codec: &dyn Codec, encoded: &[u8], len: usize, context: ChunkContext<'_>) -> Vec<u8> {
+    let decoded = codec.decode(encoded, len, context).unwrap_or_else(|error| panic!("{case}: encoded, but not decoded: {error}"));
+    assert_eq!(decoded.len(), len, "{case}: wrong length");
+    let mut used = vec![0xee; len];
+    codec.decode_into(encoded, &mut used, context).unwrap_or_else(|error| panic!("{case}: not decoded into memory: {error}"));
+    assert!(used == decoded, "{case}: other bytes where there were some");
+    decoded
 }
 
 /// Bytes that no encoder wrote: an error, or wrong bytes of the right length; the store's checksums tell those.

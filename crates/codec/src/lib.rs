@@ -13,6 +13,7 @@ mod gzip;
 mod kv;
 mod kvq;
 mod kvtc;
+mod linear;
 mod lz4;
 mod planes;
 mod quality;
@@ -27,7 +28,7 @@ pub use default::DefaultChain;
 pub use error::CodecError;
 pub use kv::KvFacts;
 pub use quality::Quality;
-pub use stages::StageInfo;
+pub use stages::{Preset, StageInfo};
 
 use sira_tensor::{DType, TensorSpec};
 

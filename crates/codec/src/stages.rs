@@ -1,6 +1,6 @@
 //! What there is to choose from: the list that `sira codec list` shows.
 
-use crate::kvq;
+use crate::{kvq, kvtc};
 
 /// What a stage is, for who chooses one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +15,17 @@ pub struct StageInfo {
     pub experimental: bool,
     /// What it does, in a few words.
     pub about: &'static str,
-    /// Names of qualities that may follow the name, best first.
-    pub presets: Vec<&'static str>,
+    /// Qualities that may follow the name, best first.
+    pub presets: Vec<Preset>,
+}
+
+/// A quality that a stage knows by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preset {
+    /// What follows the stage's name, after a colon.
+    pub name: &'static str,
+    /// What it costs a model and how small it makes a KV cache, as measured on one small model: docs/codecs.md.
+    pub promise: &'static str,
 }
 
 /// Stages and what is said of them.
@@ -34,13 +43,14 @@ const ABOUT: [(&str, &str); 11] = [
     ("kvtc", "one transform over all layers, calibrated once per model"),
 ];
 
-/// Stages whose presets promise a quality.
-const WITH_PRESETS: [&str; 2] = ["kvq", "kvtc"];
-
 impl StageInfo {
     pub(crate) fn new(name: &'static str, form: String, lossless: bool) -> StageInfo {
         let about = ABOUT.iter().find(|(known, _)| *known == name).map_or("", |(_, about)| about);
-        let presets = if name == "kvq" { kvq::PRESETS.iter().map(|(preset, _)| *preset).collect() } else { Vec::new() };
-        StageInfo { name, form, lossless, experimental: WITH_PRESETS.contains(&name), about, presets }
+        let presets: Vec<Preset> = match name {
+            kvq::NAME => kvq::presets().collect(),
+            kvtc::NAME => kvtc::presets().collect(),
+            _ => Vec::new(),
+        };
+        StageInfo { name, form, lossless, experimental: !presets.is_empty(), about, presets }
     }
 }

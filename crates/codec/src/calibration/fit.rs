@@ -4,6 +4,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, Par, Side, get_global_parallelism};
 
 use super::format::Content;
+use super::heads::{Heads, directions};
 use super::quantise::quantise;
 use super::{Calibration, Kind, Model, Moments, Unit, Weights, inverse, shapes};
 use crate::CodecError;
@@ -179,11 +180,24 @@ impl Fitter {
         let (kind, layers) = (group.kind, group.first..group.first + group.layers);
         let mean = group.mean(self.tokens as f64);
         let covariance = group.weighted(&weights.forward, dim, self.tokens as f64);
+        let heads = of_heads(&covariance, &weights, dim)?;
         let eigen = covariance.self_adjoint_eigen(Side::Lower).map_err(|error| CodecError::encode("calibration", format!("{error:?}")))?;
         let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
         let basis = quantise(|i, column| eigen.U()[(i, column)], &values, f64::from(self.options.finest_step));
-        Ok(Unit { kind, layers, mean, weights: Some(weights), basis })
+        Ok(Unit { kind, layers, mean, weights: Some(weights), basis, heads: Some(heads) })
     }
+}
+
+/// The principal components of each head alone, of the covariance of all.
+fn of_heads(covariance: &Mat<f64>, weights: &Weights, dim: usize) -> Result<Heads, CodecError> {
+    let mut rows = Vec::new();
+    for at in (0..covariance.nrows()).step_by(dim) {
+        let head = covariance.as_ref().submatrix(at, at, dim, dim);
+        let eigen = head.self_adjoint_eigen(Side::Lower).map_err(|error| CodecError::encode("calibration", format!("{error:?}")))?;
+        rows.extend(directions(|i, column| eigen.U()[(i, column)], dim));
+    }
+    Heads::new(rows, Some(weights), dim)
+        .ok_or_else(|| CodecError::encode("calibration", "moments that are too large or too small for a basis"))
 }
 
 impl Group {

@@ -4,12 +4,13 @@ use sha2::{Digest, Sha256};
 use sira_tensor::kv::RopeStyle;
 
 use super::shapes::{Shapes, fold, unfold};
-use super::{Basis, Calibration, Kind, Model, RopeFacts, Unit, Weights, inverse};
+use super::{Basis, Calibration, Heads, Kind, Model, RopeFacts, Unit, Weights, inverse};
 use crate::CodecError;
 use crate::calibration::basis::MAX_ENTRY;
 use crate::rans::{self, Table};
 
-const MAGIC: &[u8; 8] = b"SIRACAL1";
+/// What an artefact begins with: of the first version, and of the one that has bases of heads besides.
+const MAGIC: [&[u8; 8]; 2] = [b"SIRACAL1", b"SIRACAL2"];
 
 /// Rows of a basis that share a table.
 const BLOCK: usize = 32;
@@ -28,6 +29,9 @@ const MAX_NAME: usize = 1024;
 
 /// Entries of bases that a byte of the artefact may stand for: an honest one has two or three, and memory is taken for them.
 const ENTRIES_A_BYTE: usize = 16;
+
+/// Entries of bases whose memory an entry of a head's basis takes, with what is calculated from it on the way.
+const HEAD_ENTRY: usize = 32;
 
 /// What a calibration is made of.
 #[cfg(any(feature = "calibrate", test))]
@@ -54,7 +58,8 @@ impl Calibration {
     /// # Errors
     /// It is larger than [`Calibration::MAX_LEN`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, CodecError> {
-        let mut out = MAGIC.to_vec();
+        let with_heads = self.units.iter().all(|unit| unit.heads.is_some());
+        let mut out = MAGIC[usize::from(with_heads)].to_vec();
         write_model(&self.model, &mut out);
         out.extend(self.tokens.to_le_bytes());
         out.push(u8::from(self.moments.is_some()));
@@ -63,6 +68,8 @@ impl Calibration {
         out.extend((self.units.len() as u16).to_le_bytes());
         for unit in &self.units {
             write_unit(unit, self.model.dim as usize, &mut out)?;
+            let rows = unit.heads.as_ref().filter(|_| with_heads).map_or(&[][..], Heads::rows);
+            rows.chunks_exact((self.model.dim as usize).pow(2)).try_for_each(|head| write_block(head, &mut out))?;
         }
         if out.len() > Calibration::MAX_LEN {
             return Err(CodecError::encode("calibration", format!("{} bytes; at most {} are read", out.len(), Calibration::MAX_LEN)));
@@ -81,9 +88,8 @@ impl Calibration {
             return Err(corrupt(format!("at most {} bytes", Calibration::MAX_LEN), bytes.len()));
         }
         let mut input = Input { bytes, budget: bytes.len() * ENTRIES_A_BYTE };
-        if input.array::<8>()? != *MAGIC {
-            return Err(corrupt("SIRACAL1", "other bytes"));
-        }
+        let magic = input.array::<8>()?;
+        let version = MAGIC.iter().position(|known| **known == magic).ok_or_else(|| corrupt("SIRACAL1 or SIRACAL2", "other bytes"))?;
         let model = read_model(&mut input)?;
         let tokens = u64::from_le_bytes(input.array()?);
         let moments = if input.flag()? { Some(input.array()?) } else { None };
@@ -92,7 +98,7 @@ impl Calibration {
         if count > MAX_UNITS {
             return Err(corrupt(format!("at most {MAX_UNITS} units"), count));
         }
-        let units = (0..count).map(|_| read_unit(&mut input, &model)).collect::<Result<Vec<_>, _>>()?;
+        let units = (0..count).map(|_| read_unit(&mut input, &model, version > 0)).collect::<Result<Vec<_>, _>>()?;
         if !input.bytes.is_empty() {
             return Err(corrupt("the end", format!("{} more bytes", input.bytes.len())));
         }
@@ -238,7 +244,7 @@ fn write_unit(unit: &Unit, dim: usize, out: &mut Vec<u8>) -> Result<(), CodecErr
     write_basis(&unit.basis, out)
 }
 
-fn read_unit(input: &mut Input<'_>, model: &Model) -> Result<Unit, CodecError> {
+fn read_unit(input: &mut Input<'_>, model: &Model, with_heads: bool) -> Result<Unit, CodecError> {
     let kind = match input.array::<1>()? {
         [0] => Kind::Key,
         [1] => Kind::Value,
@@ -256,7 +262,19 @@ fn read_unit(input: &mut Input<'_>, model: &Model) -> Result<Unit, CodecError> {
     let (heads, width, dim) = (heads as usize, width as usize, model.dim as usize);
     let mean = input.floats(width)?;
     let weights = if input.flag()? { Some(read_weights(input, heads, dim)?) } else { None };
-    Ok(Unit { kind, layers, mean, weights, basis: read_basis(input, width)? })
+    let basis = read_basis(input, width)?;
+    let heads = if with_heads { Some(read_heads(input, heads, dim, weights.as_ref())?) } else { None };
+    Ok(Unit { kind, layers, mean, weights, basis, heads })
+}
+
+fn read_heads(input: &mut Input<'_>, heads: usize, dim: usize, weights: Option<&Weights>) -> Result<Heads, CodecError> {
+    let mut rows = Vec::new();
+    for _ in 0..heads {
+        let left = input.budget.checked_sub(HEAD_ENTRY * dim * dim);
+        input.budget = left.ok_or_else(|| corrupt("bases of heads that their bytes can hold", format!("{heads} heads of {dim} values")))?;
+        rows.extend(read_block(input, dim * dim)?);
+    }
+    Heads::new(rows, weights, dim).ok_or_else(|| corrupt("different directions in a head's basis", "others"))
 }
 
 fn read_weights(input: &mut Input<'_>, heads: usize, dim: usize) -> Result<Weights, CodecError> {

@@ -12,6 +12,7 @@ mod document;
 #[cfg(feature = "calibrate")]
 mod fit;
 mod format;
+mod heads;
 #[cfg(feature = "calibrate")]
 mod moments;
 mod product;
@@ -33,9 +34,12 @@ pub use document::Document;
 #[cfg(feature = "calibrate")]
 pub use fit::{FitOptions, Fitter};
 pub(crate) use format::flat;
+pub(crate) use heads::{Heads, Transform};
 #[cfg(feature = "calibrate")]
 pub use moments::Moments;
 use shapes::Shapes;
+
+use crate::{ChunkContext, CodecError};
 
 /// Whose KV caches a calibration is of.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,6 +103,8 @@ pub(crate) struct Unit {
     pub weights: Option<Weights>,
     /// Of weighted vectors without their mean.
     pub basis: Basis,
+    /// The same of each head alone; artefacts of the first version have none.
+    pub heads: Option<Heads>,
 }
 
 /// Symmetric matrices `[layer][head][dim][dim]` that head vectors are multiplied with before the transform, and after its inverse.
@@ -150,6 +156,25 @@ impl Calibration {
         let (unit, at) = self.head(kind, layer, head)?;
         let square = (self.model.dim as usize).pow(2);
         unit.weights.as_ref()?.forward.get(at * square..(at + 1) * square)
+    }
+
+    /// The transform of a head by itself; `None` where the model has no such layer or head, or the calibration is of the first version.
+    pub(crate) fn transform(&self, kind: Kind, layer: u32, head: u32) -> Option<Transform<'_>> {
+        let (unit, at) = self.head(kind, layer, head)?;
+        unit.heads.as_ref()?.transform(at, self.mean(kind, layer, head)?)
+    }
+
+    /// The calibration that a chunk comes with, which has to be the one that `codec` was named with.
+    pub(crate) fn named<'a>(codec: &'static str, hash: &str, context: ChunkContext<'a>) -> Result<&'a Calibration, CodecError> {
+        let known = context.tensor.calibration.filter(|calibration| calibration.hash() == hash);
+        known.ok_or_else(|| CodecError::NoCalibration { codec, hash: hash.to_owned() })
+    }
+
+    /// Whether the rotary embedding of the model's keys is what is known of a chunk's, where both are known.
+    pub(crate) fn rope_fits(&self, context: ChunkContext<'_>) -> bool {
+        let chunk = context.tensor.kv.and_then(|kv| kv.rope.as_ref());
+        let (Some(chunk), Some(model)) = (chunk, self.model.rope) else { return true };
+        (chunk.theta, chunk.dim, chunk.style) == (model.theta, model.dim, model.style)
     }
 
     /// The unit that a head belongs to, and which of its heads it is.

@@ -9,6 +9,10 @@ pub(super) const BLOCK: usize = 64;
 /// Pairs of rows whose part of a block stays in the nearest cache: 16 KiB of them, as interleaved pairs of `i16`.
 const PAIRS: usize = 64;
 
+/// Blocks whose sums are worked on at a time, group of pairs by group: so that the terms of a group and the sums stay in the second-level cache, and
+/// rows are read by several cache lines at once.
+const STRIP: usize = 4;
+
 /// Part of two rows, entries of the first and the second by turns.
 type Pair = [i16; 2 * BLOCK];
 
@@ -43,29 +47,41 @@ pub(super) fn inverse(rows: &[i16], stride: usize, factors: &[i16], out: &mut [i
     }
     let rank = rows.len() / stride;
     let level = level();
-    let (terms, starts) = terms(factors, rank);
-    let groups = rank.div_ceil(2 * PAIRS);
+    let vectors = out.len() / stride;
+    let (terms, starts) = terms(factors, rank, vectors);
     let mut panel: Vec<Pair> = vec![[0; 2 * BLOCK]; PAIRS];
-    for first in (0..stride).step_by(BLOCK) {
+    let mut sums: Vec<[i32; BLOCK]> = Vec::new();
+    for strip in (0..stride).step_by(STRIP * BLOCK) {
+        let blocks = || (strip..stride.min(strip + STRIP * BLOCK)).step_by(BLOCK);
+        sums.clear();
+        sums.resize(blocks().count() * vectors, [0; BLOCK]);
         for (group, rows) in rows.chunks(2 * PAIRS * stride).enumerate() {
-            pack(rows, stride, first, &mut panel);
-            for (vector, out) in out.chunks_exact_mut(stride).enumerate() {
-                let at = vector * groups + group;
-                let terms = &terms[starts[at]..starts[at + 1]];
-                if let (false, Some(sums)) = (terms.is_empty(), out[first..].first_chunk_mut()) {
-                    add(level, &panel, terms, sums);
+            let starts = &starts[group * vectors..=(group + 1) * vectors];
+            for (first, sums) in blocks().zip(sums.chunks_exact_mut(vectors.max(1))) {
+                pack(rows, stride, first, &mut panel);
+                for (sums, range) in sums.iter_mut().zip(starts.windows(2)) {
+                    add(level, &panel, &terms[range[0]..range[1]], sums);
                 }
+            }
+        }
+        for (first, sums) in blocks().zip(sums.chunks_exact(vectors.max(1))) {
+            for (out, sums) in out.chunks_exact_mut(stride).zip(sums) {
+                out[first..first + BLOCK].copy_from_slice(sums);
             }
         }
     }
 }
 
-/// The pairs of factors that are not both zero, vector after vector; and where those of each vector and group of `PAIRS` pairs begin.
-fn terms(factors: &[i16], rank: usize) -> (Vec<Term>, Vec<usize>) {
-    let (mut terms, mut starts) = (Vec::new(), vec![0]);
-    for factors in factors.chunks_exact(rank) {
-        for group in factors.chunks(2 * PAIRS) {
-            for (pair, factors) in (0..).zip(group.chunks(2)) {
+/// The pairs of factors that are not both zero, by groups of `PAIRS` pairs, and in each vector after vector; and where those of each group and vector
+/// begin.
+fn terms(factors: &[i16], rank: usize, vectors: usize) -> (Vec<Term>, Vec<usize>) {
+    let groups = rank.div_ceil(2 * PAIRS);
+    let (mut terms, mut starts) = (Vec::with_capacity(factors.len() / 2), Vec::with_capacity(groups * vectors + 1));
+    starts.push(0);
+    for group in 0..groups {
+        let range = 2 * PAIRS * group..rank.min(2 * PAIRS * (group + 1));
+        for factors in factors.chunks_exact(rank) {
+            for (pair, factors) in (0..).zip(factors[range.clone()].chunks(2)) {
                 let factors = [factors[0], factors.get(1).copied().unwrap_or(0)];
                 if factors != [0, 0] {
                     terms.push(Term { pair, factors });

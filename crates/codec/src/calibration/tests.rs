@@ -40,7 +40,8 @@ fn foreign_bytes_are_refused_without_taking_memory() {
         assert!(Calibration::from_bytes(&bytes[..cut]).is_err(), "{cut}");
     }
     assert!(Calibration::from_bytes(&[&bytes[..], &[0]].concat()).is_err());
-    for bit in 0..bytes.len() * 8 {
+    // Not every one: each is read whole, its matrices inverted.
+    for bit in (0..bytes.len() * 8).step_by(7) {
         let mut damaged = bytes.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
         // Another calibration, or none: never a panic.

@@ -1,8 +1,16 @@
-//! A calibration for tests, of covariances that are known: cosines of falling variance, no weights.
+//! A calibration for tests, of covariances that are known: cosines of falling variance, no weights; and KV caches of its model.
+
+use std::sync::LazyLock;
+
+use sira_tensor::DType;
+use sira_tensor::kv::{Rope, RopeStyle};
 
 use super::format::Content;
+use super::heads::{Heads, directions};
 use super::quantise::quantise;
-use super::{Calibration, Kind, Model, Unit, Weights, shapes};
+use super::{Calibration, Kind, Model, RopeFacts, Unit, Weights, shapes};
+use crate::kv::{self, Layout};
+use crate::{Chain, ChunkContext, Encoded, KvFacts, TensorContext};
 
 /// The calibration, good for steps down to `finest`.
 pub(crate) fn calibration(model: Model, finest: f64) -> Calibration {
@@ -15,6 +23,7 @@ pub(crate) fn calibration(model: Model, finest: f64) -> Calibration {
         mean: (0..width).map(|i| (i % 5) as f32 - 2.0).collect(),
         weights: (kind == Kind::Key).then(|| Weights { forward: identity.clone(), inverse: identity.clone() }),
         basis: quantise(|i, column| cosine(width, width - 1 - column, i), &variances(width), finest),
+        heads: Heads::new(directions(|i, column| cosine(dim, dim - 1 - column, i), dim).repeat(heads), None, dim),
     };
     let units = vec![unit(Kind::Key), unit(Kind::Value)];
     Calibration::of(Content { model, tokens: 1, moments: None, shapes: shapes::fit::shapes(), units }).unwrap()
@@ -49,4 +58,85 @@ pub(crate) fn vectors(unit: &Unit, count: usize, seed: u64) -> Vec<Vec<f32>> {
             (0..width).map(|i| value(i) as f32 + unit.mean[i]).collect()
         })
         .collect()
+}
+
+/// Layers, KV heads and values of a head of the model that caches are of.
+pub(crate) const LAYERS: usize = 2;
+pub(crate) const HEADS: usize = 2;
+pub(crate) const DIM: usize = 8;
+
+/// That model.
+pub(crate) fn model() -> Model {
+    let rope = Some(RopeFacts { theta: 10_000.0, dim: DIM as u32, style: RopeStyle::Half });
+    Model { name: "tiny".into(), revision: "1".into(), layers: LAYERS as u32, heads: HEADS as u32, dim: DIM as u32, rope }
+}
+
+static CALIBRATION: LazyLock<Calibration> = LazyLock::new(|| calibration(model(), 0.001));
+
+/// A tensor `[layer, kv, token, head, dim]` and what is known of it.
+pub(crate) struct Cache {
+    pub tokens: u64,
+    pub shape: [u64; 5],
+    pub axes: Vec<String>,
+    pub facts: KvFacts,
+    pub calibration: Calibration,
+}
+
+impl Cache {
+    pub(crate) fn new(tokens: u64) -> Cache {
+        let rope = Rope { theta: 10_000.0, dim: DIM as u32, style: RopeStyle::Half, first_position: 0, scaling: Default::default() };
+        Cache {
+            tokens,
+            shape: [LAYERS as u64, 2, tokens, HEADS as u64, DIM as u64],
+            axes: ["layer", "kv", "token", "head", "dim"].map(str::to_owned).to_vec(),
+            facts: KvFacts { model: None, rope: Some(rope), part: "data".into(), fields: Vec::new() },
+            calibration: CALIBRATION.clone(),
+        }
+    }
+
+    /// `stage`, named with the calibration.
+    pub(crate) fn chain(&self, stage: &str) -> Chain {
+        format!("{stage}@{}", self.calibration.hash()).parse().unwrap()
+    }
+
+    pub(crate) fn context<'a>(&'a self, dtype: DType, shape: &'a [u64; 5], origin: &'a [u64; 5]) -> ChunkContext<'a> {
+        let tensor = TensorContext { shape: &self.shape, axes: &self.axes, kv: Some(&self.facts), calibration: Some(&self.calibration) };
+        ChunkContext { dtype, shape, origin, tensor }
+    }
+
+    /// The whole tensor as one chunk, of the covariance that the calibration knows.
+    pub(crate) fn values(&self, seed: u64) -> Vec<f32> {
+        let tokens = self.tokens as usize;
+        let vectors = [0, 1].map(|unit| vectors(&self.calibration.units()[unit], tokens, seed));
+        let mut chunk = vec![0; self.shape.iter().product::<u64>() as usize * 4];
+        let layout = Layout::of("test", self.context(DType::Float32, &self.shape, &[0; 5]), chunk.len()).unwrap();
+        for matrix in layout.matrices() {
+            let at = (matrix.layer as usize * HEADS + matrix.head as usize) * DIM;
+            let mut rows: Vec<f32> =
+                vectors[usize::from(matrix.kind == kv::Kind::V)].iter().flat_map(|vector| &vector[at..at + DIM]).copied().collect();
+            if let Some(rotation) = layout.rotation(&matrix) {
+                rotation.apply(&mut rows, DIM);
+            }
+            layout.write(&mut chunk, &matrix, 0..tokens, &rows);
+        }
+        chunk.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+
+    /// Encodes and decodes the whole tensor as `float32`; the values and how many bytes were stored.
+    pub(crate) fn round_trip(&self, stage: &str, values: &[f32]) -> (Vec<f32>, usize) {
+        let context = self.context(DType::Float32, &self.shape, &[0; 5]);
+        let chain = self.chain(stage);
+        let Encoded::Bytes(stored) = chain.encode(&bytes(values), context).unwrap() else { panic!("larger than raw") };
+        let decoded = chain.decode(&stored, values.len() * 4, context).unwrap();
+        (decoded.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(), stored.len())
+    }
+}
+
+pub(crate) fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// Root mean square of the difference.
+pub(crate) fn error(a: &[f32], b: &[f32]) -> f32 {
+    (a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / a.len() as f32).sqrt()
 }

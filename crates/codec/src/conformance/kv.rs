@@ -3,9 +3,10 @@
 use sira_tensor::DType;
 use sira_tensor::kv::{KvField, Rope, RopeStyle};
 
-use super::{Noise, corruption};
+use super::{Noise, corruption, decoded};
+use crate::calibration::Model;
 use crate::kv::Layout;
-use crate::{ChunkContext, Codec, KvFacts, TensorContext};
+use crate::{Chain, ChunkContext, Codec, KvFacts, TensorContext};
 
 /// The error that a lossy codec may make, root mean square and relative to the values'.
 const MOST_ERROR: f64 = 0.5;
@@ -40,6 +41,30 @@ fn facts(part: &str, rope: Option<(u32, RopeStyle)>, fields: &[(&str, u64, u64)]
     let rope = rope.map(|(dim, style)| Rope { theta: 10_000.0, dim, style, first_position: 11, scaling: Default::default() });
     let field = |&(name, offset, extent): &(&str, u64, u64)| KvField { name: name.into(), axis: "dim".into(), offset, extent, dtype: None };
     Some(KvFacts { model: None, rope, part: part.into(), fields: fields.iter().map(field).collect() })
+}
+
+/// Whole tokens of a model, in several orders and parts.
+fn cases_of(model: &Model) -> Vec<Case> {
+    let [layers, heads, dim] = [model.layers, model.heads, model.dim].map(u64::from);
+    let rope = model.rope.map(|rope| (rope.dim, rope.style));
+    let facts = |part| {
+        let mut facts = facts(part, rope, &[]);
+        let theta = model.rope.map(|rope| rope.theta);
+        facts.iter_mut().filter_map(|facts| facts.rope.as_mut()).zip(theta).for_each(|(rope, theta)| rope.theta = theta);
+        facts
+    };
+    let axes = "layer kv token head dim";
+    let mut later = Case::new("a model's later tokens", axes, &[layers, 2, 33, heads, dim], facts("data"));
+    (later.origin[2], later.tensor[2]) = (256, 1000);
+    vec![
+        Case::new("a model's tokens", axes, &[layers, 2, 70, heads, dim], facts("data")),
+        Case::new("a model's heads first", "layer kv head token dim", &[layers, 2, heads, 20, dim], facts("data")),
+        Case::new("a model's tokens first", "token kv layer dim head", &[40, 2, layers, dim, heads], facts("data")),
+        Case::new("a model's keys", "layer token head dim", &[layers, 16, heads, dim], facts("k")),
+        Case::new("a model's values", "layer token head dim", &[layers, 16, heads, dim], facts("v")),
+        Case::new("a token of a model", axes, &[layers, 2, 1, heads, dim], facts("data")),
+        later,
+    ]
 }
 
 fn cases() -> Vec<Case> {
@@ -99,8 +124,10 @@ fn element(dtype: DType, value: f32) -> Vec<u8> {
 pub(super) fn suite(name: &str, codec: &dyn Codec, noise: &mut Noise) {
     for case in cases() {
         for dtype in [DType::BFloat16, DType::Float16, DType::Float32] {
-            for (content, input) in contents(&case, dtype, noise) {
-                round_trip(&format!("{name}, {dtype}, {}, {content}", case.what), codec, case.context(dtype), &input);
+            let contents = contents(&case, dtype, noise);
+            let power = power(codec, case.context(dtype), &contents[0].1);
+            for (content, input) in contents {
+                round_trip(&format!("{name}, {dtype}, {}, {content}", case.what), codec, case.context(dtype), &input, power);
             }
         }
         let context = case.context(DType::BFloat16);
@@ -110,7 +137,59 @@ pub(super) fn suite(name: &str, codec: &dyn Codec, noise: &mut Noise) {
     }
 }
 
-fn round_trip(case: &str, codec: &dyn Codec, context: ChunkContext<'_>, input: &[u8]) {
+/// The suite over KV caches of a model that the codec has a calibration of.
+pub(super) fn of_model(name: &str, codec: &dyn Codec, model: &Model, noise: &mut Noise) {
+    for case in cases_of(model) {
+        for dtype in [DType::BFloat16, DType::Float16, DType::Float32] {
+            let context = case.context(dtype);
+            let contents = contents(&case, dtype, noise);
+            let power = power(codec, context, &contents[0].1);
+            for (content, input) in contents {
+                let case = format!("{name}, {dtype}, {}, {content}", case.what);
+                if let Err(error) = codec.encode(&input, context) {
+                    panic!("{case}: refused, though of the calibration's model: {error}");
+                }
+                round_trip(&case, codec, context, &input, power);
+            }
+        }
+        let context = case.context(DType::BFloat16);
+        for (content, input) in contents(&case, DType::BFloat16, noise) {
+            corruption(name, codec, context, content, &input, noise);
+        }
+    }
+}
+
+/// Without its calibration the chain does nothing, and says which it needs.
+pub(super) fn without(name: &str, chain: &Chain, model: &Model, noise: &mut Noise) {
+    for case in cases_of(model) {
+        let context = case.context(DType::BFloat16);
+        for (content, input) in contents(&case, DType::BFloat16, noise) {
+            let said = chain.run(&input, context).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(chain.calibration().is_some_and(|hash| said.contains(hash)), "{name}, {}, {content}: {said:?}", case.what);
+            assert!(chain.decode(&input, input.len(), context).is_err(), "{name}, {}, {content}: decoded", case.what);
+        }
+    }
+}
+
+/// What errors are measured against besides a chunk's own size: the sum of squares of `input`, as large as the model's values are, for a codec
+/// whose step is a calibration's; nothing for others.
+fn power(codec: &dyn Codec, context: ChunkContext<'_>, input: &[u8]) -> f64 {
+    if codec.calibration().is_none() {
+        return 0.0;
+    }
+    let Ok(layout) = Layout::of("conformance", context, input.len()) else { return 0.0 };
+    let mut sum = 0.0;
+    let mut values = Vec::new();
+    for matrix in layout.matrices() {
+        values.resize(layout.tokens * matrix.dim, 0.0);
+        layout.read(input, &matrix, 0..layout.tokens, &mut values);
+        sum += values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
+    }
+    sum
+}
+
+/// Errors are against the values' squares, or against `power` where that is more.
+fn round_trip(case: &str, codec: &dyn Codec, context: ChunkContext<'_>, input: &[u8], power: f64) {
     let encoded = match codec.encode(input, context) {
         Ok(encoded) => encoded,
         Err(error) => {
@@ -119,16 +198,16 @@ fn round_trip(case: &str, codec: &dyn Codec, context: ChunkContext<'_>, input: &
         }
     };
     assert!(codec.encode(input, context).as_ref() == Ok(&encoded), "{case}: encoded in two ways");
-    let decoded = codec.decode(&encoded, input.len(), context).unwrap_or_else(|error| panic!("{case}: encoded, but not decoded: {error}"));
+    let decoded = decoded(case, codec, &encoded, input.len(), context);
     if codec.lossless() {
         assert!(decoded == input, "{case}: not what went in");
     } else {
-        near(case, context, input, &decoded);
+        near(case, context, input, &decoded, power);
     }
 }
 
 /// A lossy codec's values are near; those of tokens with what is not finite come back bit for bit, and do not reach others.
-fn near(case: &str, context: ChunkContext<'_>, input: &[u8], decoded: &[u8]) {
+fn near(case: &str, context: ChunkContext<'_>, input: &[u8], decoded: &[u8], power: f64) {
     assert_eq!(decoded.len(), input.len(), "{case}: wrong length");
     let layout = Layout::of("conformance", context, input.len()).unwrap_or_else(|error| panic!("{case}: {error}"));
     let (mut values, mut found) = (Vec::new(), Vec::new());
@@ -151,5 +230,6 @@ fn near(case: &str, context: ChunkContext<'_>, input: &[u8], decoded: &[u8]) {
             }
         }
     }
+    let all = all.max(power);
     assert!(error <= all * MOST_ERROR * MOST_ERROR, "{case}: an error of {:.3}", (error / all).sqrt());
 }

@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use super::bits::{Reader, unzigzag};
 use super::tables::{Coding, ESCAPE, MOST_CLASS, Tables, unfold};
-use super::{COARSE, FORMAT, MEANS_SHIFT, NO_MEANS, UNROTATED, corrupt, planes};
+use super::transform::Components;
+use super::{COARSE, FORMAT, MEANS_SHIFT, NO_MEANS, TRANSFORMED, UNROTATED, corrupt, planes};
 use crate::CodecError;
+use crate::calibration::Transform;
 use crate::kv::{Exact, Layout, Matrix};
 use crate::rans;
 
@@ -20,14 +22,18 @@ struct Channel {
 /// What the second byte says.
 struct Flags {
     unrotated: bool,
+    transformed: bool,
     classes: i32,
     means: u8,
 }
 
-/// Decodes a chunk into `out`, zeros until now.
-pub(super) fn decode(layout: &Layout<'_>, input: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
+/// Decodes a chunk into `out`, all of it; `transforms` are those of its matrices.
+pub(super) fn decode(layout: &Layout<'_>, transforms: &[Option<Transform<'_>>], input: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
     let mut input = input;
     let flags = header(layout, &mut input)?;
+    if flags.transformed != transforms.iter().any(Option::is_some) && layout.count() > 0 {
+        return Err(corrupt("components of heads where the codec has a calibration, and only there", "otherwise"));
+    }
     let runs = Exact::read(super::NAME, layout, &mut input, out)?.others();
     let tokens: usize = runs.iter().map(|run| run.len()).sum();
     if tokens == 0 || layout.count() == 0 {
@@ -41,12 +47,30 @@ pub(super) fn decode(layout: &Layout<'_>, input: &[u8], out: &mut [u8]) -> Resul
     let mut low = Reader::new(take(&mut input, low)?);
     let symbols = symbols(input, &channels, tokens)?;
     let mut rows = Vec::new();
+    let mut components = Components::default();
     let mut at = 0;
-    for (matrix, plane) in matrices.iter().zip(planes) {
+    for ((matrix, plane), transform) in matrices.iter().zip(planes).zip(transforms) {
         rows.resize(layout.tokens * matrix.dim, 0.0);
+        if let Some(transform) = transform {
+            components.begin(transform);
+        }
         for (column, channel) in channels[at..at + matrix.dim].iter().enumerate() {
             let symbols = symbols.of(at + column);
-            expand(channel, symbols, &mut low, steps[plane], (&runs, column, matrix.dim), &mut rows)?;
+            match transform {
+                Some(transform) if channel.class == 0 => components.constant(transform, column, channel.mean * steps[plane]),
+                Some(transform) => {
+                    let room = components.room(transform, column, tokens);
+                    expand(channel, symbols, &mut low, steps[plane], (std::slice::from_ref(&(0..tokens)), 0, 1), room)?;
+                }
+                None => expand(channel, symbols, &mut low, steps[plane], (&runs, column, matrix.dim), &mut rows)?,
+            }
+        }
+        if transform.is_some() {
+            let mut first = 0;
+            for run in &runs {
+                components.values(tokens, first, run.len(), &mut rows[run.start * matrix.dim..run.end * matrix.dim]);
+                first += run.len();
+            }
         }
         at += matrix.dim;
         if let Some(rotation) = layout.rotation(matrix) {
@@ -64,7 +88,12 @@ fn header(layout: &Layout<'_>, input: &mut &[u8]) -> Result<Flags, CodecError> {
     if format != FORMAT {
         return Err(corrupt(format!("format {FORMAT}"), format));
     }
-    let flags = Flags { unrotated: flags & UNROTATED != 0, classes: if flags & COARSE != 0 { 2 } else { 1 }, means: flags >> MEANS_SHIFT };
+    let flags = Flags {
+        unrotated: flags & UNROTATED != 0,
+        transformed: flags & TRANSFORMED != 0,
+        classes: if flags & COARSE != 0 { 2 } else { 1 },
+        means: flags >> MEANS_SHIFT,
+    };
     let rotation = layout.matrices().find_map(|matrix| layout.rotation(&matrix));
     if rotation.is_some() != flags.unrotated {
         let (expected, found) = if flags.unrotated { ("a known", "none") } else { ("no", "one") };

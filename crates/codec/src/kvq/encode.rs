@@ -1,10 +1,14 @@
 //! From values to bits.
 
+use std::ops::Range;
+
 use super::bits::{Writer, parameter, zigzag};
 use super::options::{Options, Quality};
 use super::tables::{Coding, ESCAPE, ROUND, Tables, fold};
-use super::{COARSE, FORMAT, MEANS_SHIFT, NO_MEANS, UNROTATED, planes};
+use super::transform::FAR;
+use super::{COARSE, FORMAT, MEANS_SHIFT, NO_MEANS, TRANSFORMED, UNROTATED, planes};
 use crate::CodecError;
+use crate::calibration::Transform;
 use crate::kv::{Exact, Kind, Layout, Matrix};
 
 /// The step of values against that of keys, both relative to their root mean square: where errors of both cost the model (SmolLM2-135M) as much
@@ -19,6 +23,9 @@ const FEW_FOR_MEANS: usize = 8;
 
 /// Fewer tokens than that have classes of half an octave instead of a quarter.
 const FEW_FOR_CLASSES: usize = 48;
+
+/// What a bit is worth, in squares of a step: at high rates a bit more a number takes three quarters of the error of step² / 12.
+const BIT: f32 = 0.1155;
 
 /// The largest whole number that a value can become: beyond it, floats of 32 bits have no whole steps left.
 const MOST: f32 = 16_777_216.0;
@@ -56,19 +63,39 @@ struct Scale {
     means: u8,
     /// 2 where classes are even.
     classes: u8,
+    /// Whether errors of one size cost the same in all channels, so that bits can be weighed against them.
+    weighted: bool,
 }
 
-/// Encodes a chunk whose `exact` tokens are kept.
-pub(super) fn encode(options: &Options, layout: &Layout<'_>, exact: &Exact, input: &[u8]) -> Result<Vec<u8>, CodecError> {
-    let heads: Vec<Head> = layout.matrices().map(|matrix| Head::of(layout, exact, matrix, input)).collect();
-    let tokens: usize = exact.others().iter().map(|run| run.len()).sum();
+/// Encodes a chunk; `transforms` are those of its matrices.
+pub(super) fn encode(
+    options: &Options,
+    layout: &Layout<'_>,
+    transforms: &[Option<Transform<'_>>],
+    input: &[u8],
+) -> Result<Vec<u8>, CodecError> {
+    let transformed = transforms.iter().any(Option::is_some);
+    let all: Vec<Vec<f32>> = layout.matrices().zip(transforms).map(|(matrix, of)| rows(layout, &matrix, of.as_ref(), input)).collect();
+    let far = if transformed { far(layout, &all) } else { vec![false; layout.tokens] };
+    let sinks = u64::from(options.sinks).saturating_sub(layout.first_position());
+    let window = layout.all_tokens.saturating_sub(u64::from(options.window)).saturating_sub(layout.first_token);
+    let exact = Exact::of(layout, input, |token| (token as u64) < sinks || token as u64 >= window || far[token]);
+    let runs = exact.others();
+    let heads: Vec<Head> = layout.matrices().zip(all).map(|(matrix, rows)| Head::of(matrix, rows, &runs, layout.tokens)).collect();
+    let tokens: usize = runs.iter().map(|run| run.len()).sum();
     let rotation = heads.iter().find_map(|head| layout.rotation(&head.matrix));
     let planes = planes(heads.iter().map(|head| &head.matrix));
-    let scale =
-        Scale { steps: steps(options, &heads, &planes), means: means(tokens), classes: if tokens < FEW_FOR_CLASSES { 2 } else { 1 } };
+    let scale = Scale {
+        steps: steps(options, transformed, &heads, &planes),
+        means: means(tokens),
+        classes: if tokens < FEW_FOR_CLASSES { 2 } else { 1 },
+        weighted: transformed,
+    };
     let mut out = Vec::with_capacity(input.len() / 4);
     out.push(FORMAT);
-    out.push(if rotation.is_some() { UNROTATED } else { 0 } | if scale.classes == 2 { COARSE } else { 0 } | scale.means << MEANS_SHIFT);
+    let flag = |of: bool, bit: u8| if of { bit } else { 0 };
+    let flags = flag(rotation.is_some(), UNROTATED) | flag(scale.classes == 2, COARSE) | flag(transformed, TRANSFORMED);
+    out.push(flags | scale.means << MEANS_SHIFT);
     if let Some(rotation) = rotation {
         out.extend(rotation.fingerprint().to_le_bytes());
     }
@@ -95,17 +122,38 @@ fn means(tokens: usize) -> u8 {
     }
 }
 
-impl Head {
-    fn of(layout: &Layout<'_>, exact: &Exact, matrix: Matrix, input: &[u8]) -> Head {
-        let dim = matrix.dim;
-        let mut all = vec![0.0; layout.tokens * dim];
-        layout.read(input, &matrix, 0..layout.tokens, &mut all);
-        let runs = exact.others();
-        if let Some(rotation) = layout.rotation(&matrix) {
-            rotation.undo(&mut all, dim);
+/// The rows of a matrix, all tokens: keys without their rotary embedding; components, where there is a transform.
+fn rows(layout: &Layout<'_>, matrix: &Matrix, transform: Option<&Transform<'_>>, input: &[u8]) -> Vec<f32> {
+    let mut rows = vec![0.0; layout.tokens * matrix.dim];
+    layout.read(input, matrix, 0..layout.tokens, &mut rows);
+    if let Some(rotation) = layout.rotation(matrix) {
+        rotation.undo(&mut rows, matrix.dim);
+    }
+    match transform {
+        Some(transform) => transform.components(rows),
+        None => rows,
+    }
+}
+
+/// Which tokens have components that are too large, or not numbers.
+fn far(layout: &Layout<'_>, all: &[Vec<f32>]) -> Vec<bool> {
+    let mut far = vec![false; layout.tokens];
+    for rows in all {
+        let dim = rows.len() / layout.tokens.max(1);
+        for (far, row) in far.iter_mut().zip(rows.chunks_exact(dim.max(1))) {
+            // Not a number is in no range.
+            *far |= !row.iter().all(|value| (-FAR..FAR).contains(value));
         }
-        let values: Vec<f32> = match &runs[..] {
-            [run] if run.len() == layout.tokens => all,
+    }
+    far
+}
+
+impl Head {
+    /// Of the tokens of `runs` among all, whose rows are given.
+    fn of(matrix: Matrix, all: Vec<f32>, runs: &[Range<usize>], tokens: usize) -> Head {
+        let dim = matrix.dim;
+        let values: Vec<f32> = match runs {
+            [run] if run.len() == tokens => all,
             _ => runs.iter().flat_map(|run| &all[run.start * dim..run.end * dim]).copied().collect(),
         };
         let tokens = (values.len() / dim.max(1)) as f64;
@@ -124,8 +172,8 @@ impl Head {
     }
 }
 
-/// The step of each plane.
-fn steps(options: &Options, heads: &[Head], planes: &[usize]) -> Vec<f32> {
+/// The step of each plane: the same for all where their heads are transformed, since then errors of one size cost the same in all.
+fn steps(options: &Options, transformed: bool, heads: &[Head], planes: &[usize]) -> Vec<f32> {
     let count = planes.last().map_or(0, |last| last + 1);
     let mut sums = vec![(0.0, 0.0, 0.0); count];
     for (head, plane) in heads.iter().zip(planes) {
@@ -138,6 +186,9 @@ fn steps(options: &Options, heads: &[Head], planes: &[usize]) -> Vec<f32> {
     heads.iter().zip(planes).for_each(|(head, plane)| kinds[*plane] = head.matrix.kind);
     let of = |relative: f32| -> Vec<f32> {
         let of_plane = |(&(count, square, all), kind): (&(f64, f64, f64), &Kind)| {
+            if transformed {
+                return f32::from_bits(relative.to_bits() & 0xffff_0000);
+            }
             let size = libm::sqrt(square / count).max(libm::sqrt(all / count) * LEAST_STEP);
             let relative = if *kind == Kind::V { relative * VALUES } else { relative };
             // Rounded to eight bits, which costs nothing, and never zero.
@@ -148,7 +199,7 @@ fn steps(options: &Options, heads: &[Head], planes: &[usize]) -> Vec<f32> {
     };
     match options.quality {
         Quality::Rate(rate) => of(search(rate, |relative| estimate(heads, planes, &of(relative)))),
-        _ => of(options.step().unwrap_or(1.0)),
+        _ => of(options.step(transformed).unwrap_or(1.0)),
     }
 }
 
@@ -189,8 +240,10 @@ impl Body {
         let means: Vec<i32> = head.channels.iter().map(mean).collect();
         let bases: Vec<f32> = means.iter().map(|mean| (f64::from(*mean) * unit) as f32).collect();
         let numbers = numbers(&head.values, &bases, 1.0 / step, tokens);
-        for (numbers, mean) in numbers.chunks_exact(tokens).zip(means) {
+        for (at, (numbers, mean)) in numbers.chunks_exact(tokens).zip(means).enumerate() {
             let class = class(numbers, scale.classes);
+            let column = || head.values.iter().skip(at).step_by(bases.len()).map(|value| (value - bases[at]) / step);
+            let class = if scale.weighted && class > 0 && !pays(numbers, column(), class) { 0 } else { class };
             self.channels.push(Channel { class, mean });
             if class > 0 {
                 self.push(numbers, Coding::of(class));
@@ -318,6 +371,18 @@ fn class(numbers: &[i32], unit: u8) -> u8 {
     candidates.map(|class| (cost(class), class)).fold((f32::INFINITY, unit), |best, next| if next.0 < best.0 { next } else { best }).1
 }
 
+/// Whether the error that `numbers` of this class save against zeros is worth their bits; `values` are what they stand for, in steps.
+fn pays(numbers: &[i32], values: impl Iterator<Item = f32>, class: u8) -> bool {
+    let coding = Coding::of(class);
+    let (bits, means) = (&Tables::shared().bits[coding.table], &Tables::shared().values[coding.table]);
+    let saved = |number: &i32, value: f32| -> Option<f32> {
+        let symbol = usize::from(fold(*number).filter(|_| coding.shift == 0)?);
+        Some(value * value - (value - means[symbol]) * (value - means[symbol]) - BIT * bits[symbol])
+    };
+    // Numbers that no table has, or of many steps, are not such that there is doubt.
+    numbers.iter().zip(values).try_fold(0.0, |sum, (number, value)| Some(sum + saved(number, value)?)).is_none_or(|saved| saved > 0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tables::MOST_CLASS;
@@ -343,6 +408,16 @@ mod tests {
         assert_eq!(class(&[0; 30], 1), 0);
         assert_eq!(class(&[1 << 24, -(1 << 24)], 1), MOST_CLASS);
         assert!(class(&[1 << 24, -(1 << 24)], 2).is_multiple_of(2));
+    }
+
+    #[test]
+    fn what_is_nearly_always_zero_is_left_out() {
+        let few = |count: usize, value: f32| -> bool {
+            let values = (0..256).map(|i| if i < count { value } else { 0.0 });
+            let numbers: Vec<i32> = values.clone().map(quantise).collect();
+            pays(&numbers, values, class(&numbers, 1))
+        };
+        assert!(!few(1, 0.6) && !few(3, 0.6) && few(1, 9.0) && few(200, 1.2) && few(256, 2000.0));
     }
 
     #[test]

@@ -24,9 +24,10 @@ use crate::kv::{Kind, Layout, Matrix};
 use crate::{ChunkContext, Codec, CodecError};
 use classes::Costs;
 use preset::Options;
+pub(crate) use preset::presets;
 use unit::Scale;
 
-const NAME: &str = "kvtc";
+pub(crate) const NAME: &str = "kvtc";
 
 /// What the stage takes, for messages.
 pub(crate) const FORM: &str = ":near-lossless|high|standard|compact|step=S[:sinks=N][:window=N]@CALIBRATION";
@@ -74,7 +75,7 @@ impl Codec for Kvtc {
     }
 
     fn encode(&self, input: &[u8], context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError> {
-        let calibration = self.known(context)?;
+        let calibration = Calibration::named(NAME, &self.calibration, context)?;
         let layout = Layout::of(NAME, context, input.len())?;
         let present = present(&layout, context, calibration).map_err(|reason| CodecError::encode(NAME, reason))?;
         let dim = calibration.model().dim as usize;
@@ -101,8 +102,14 @@ impl Codec for Kvtc {
     }
 
     fn decode(&self, input: &[u8], decoded_len: usize, context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError> {
-        let calibration = self.known(context)?;
-        let layout = Layout::of(NAME, context, decoded_len)?;
+        let mut out = vec![0; decoded_len];
+        self.decode_into(input, &mut out, context)?;
+        Ok(out)
+    }
+
+    fn decode_into(&self, input: &[u8], out: &mut [u8], context: ChunkContext<'_>) -> Result<(), CodecError> {
+        let calibration = Calibration::named(NAME, &self.calibration, context)?;
+        let layout = Layout::of(NAME, context, out.len())?;
         let present = present(&layout, context, calibration).map_err(|reason| corrupt("a chunk of the calibration's model", reason))?;
         let (head, mut input) = input.split_first_chunk::<15>().ok_or_else(|| corrupt("15 bytes or more", input.len()))?;
         let [format, step @ .., b0, b1, b2, b3, e0, e1, e2, e3] = *head;
@@ -116,16 +123,15 @@ impl Codec for Kvtc {
             ));
         }
         let scale = Scale { shapes: calibration.shapes(), step, level: i16::from_le_bytes([l0, l1]) };
-        let mut out = vec![0; decoded_len];
-        read_exempt(&layout, context, &mut input, &(start..end), &mut out)?;
+        read_exempt(&layout, context, &mut input, &(start..end), out)?;
         if start < end {
             for present in &present {
                 let vectors = unit::decode(present.unit, calibration.model().dim as usize, scale, &mut input, end - start)?;
-                scatter(&layout, present, &vectors, start..end, calibration, &mut out);
+                scatter(&layout, present, &vectors, start..end, calibration, out);
             }
         }
         match input.len() {
-            0 => Ok(out),
+            0 => Ok(()),
             more => Err(corrupt("the end", format!("{more} more bytes"))),
         }
     }
@@ -153,12 +159,6 @@ impl Codec for Kvtc {
 }
 
 impl Kvtc {
-    /// The calibration that the stage was named with.
-    fn known<'a>(&self, context: ChunkContext<'a>) -> Result<&'a Calibration, CodecError> {
-        let known = context.tensor.calibration.filter(|calibration| calibration.hash() == self.calibration);
-        known.ok_or_else(|| CodecError::NoCalibration { codec: NAME, hash: self.calibration.clone() })
-    }
-
     /// The tokens of a chunk that are not kept exactly.
     fn body(&self, layout: &Layout<'_>) -> Range<usize> {
         let sinks = u64::from(self.options.sinks).saturating_sub(layout.first_position());
@@ -190,7 +190,7 @@ fn present<'a>(layout: &Layout<'_>, context: ChunkContext<'_>, calibration: &'a 
             return Err(format!("a chunk with all heads of layers {:?}; it has some of them", unit.layers));
         }
         let rotated = layout.rotation(&heads[0]).is_some();
-        if kind == Kind::K && rotated != model.rope.is_some() || !rope_fits(context, calibration) {
+        if kind == Kind::K && rotated != model.rope.is_some() || !calibration.rope_fits(context) {
             return Err("the rotary embedding of the calibration's keys; that of the chunk is another, or not known".to_owned());
         }
         present.push(Present { unit, heads });
@@ -202,12 +202,6 @@ fn present<'a>(layout: &Layout<'_>, context: ChunkContext<'_>, calibration: &'a 
         ));
     }
     Ok(present)
-}
-
-fn rope_fits(context: ChunkContext<'_>, calibration: &Calibration) -> bool {
-    let chunk = context.tensor.kv.and_then(|kv| kv.rope.as_ref());
-    let (Some(chunk), Some(model)) = (chunk, calibration.model().rope) else { return true };
-    (chunk.theta, chunk.dim, chunk.style) == (model.theta, model.dim, model.style)
 }
 
 /// The vectors of a unit, `[token][head][dim]`, keys without their rotary embedding.

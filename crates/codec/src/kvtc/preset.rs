@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use crate::Preset;
+
 /// Steps that make sense, in weighted units.
 pub(super) const STEPS: RangeInclusive<f32> = 1e-6..=1e3;
 
@@ -12,11 +14,22 @@ const SINKS: u32 = 4;
 /// Tokens at the end of a tensor that are kept exactly, unless said otherwise.
 const WINDOW: u32 = 128;
 
-/// Presets by their names. A step is in units of what an error costs the model, so that it means the same for all of them.
-const PRESETS: [(&str, f32); 4] = [("near-lossless", 0.0035), ("high", 0.007), ("standard", 0.014), ("compact", 0.018)];
+/// Presets by their names, what was measured of each, and its step: in units of what an error costs the model, so that it means the same for all of
+/// them.
+const PRESETS: [(Preset, f32); 4] = [
+    (Preset { name: "near-lossless", promise: "KL .0001, 4.1 times smaller" }, 0.0035),
+    (Preset { name: "high", promise: "KL .0004, 5.3 times smaller" }, 0.007),
+    (Preset { name: "standard", promise: "KL .002, 7.2 times smaller" }, 0.014),
+    (Preset { name: "compact", promise: "KL .003, 8.2 times smaller" }, 0.018),
+];
 
-/// The preset that is meant where none is named.
-const DEFAULT: (&str, f32) = PRESETS[2];
+/// The step of the preset that is meant where none is named.
+const DEFAULT: f32 = PRESETS[2].1;
+
+/// What there is to choose from by name.
+pub(crate) fn presets() -> impl Iterator<Item = Preset> {
+    PRESETS.iter().map(|(preset, _)| *preset)
+}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Options {
@@ -29,7 +42,7 @@ pub(super) struct Options {
 impl Options {
     /// Reads arguments; the one that is not understood is the error.
     pub(super) fn parse<'a>(texts: &[&'a str]) -> Result<Options, &'a str> {
-        let mut options = Options { step: DEFAULT.1, sinks: SINKS, window: WINDOW };
+        let mut options = Options { step: DEFAULT, sinks: SINKS, window: WINDOW };
         let mut seen: Vec<&str> = Vec::new();
         for &text in texts {
             let (name, value) = text.split_once('=').unwrap_or(("step", text));
@@ -39,7 +52,7 @@ impl Options {
             seen.push(name);
             match name {
                 "step" if !text.contains('=') => {
-                    options.step = PRESETS.iter().find(|(preset, _)| *preset == value).ok_or(text)?.1;
+                    options.step = PRESETS.iter().find(|(preset, _)| preset.name == value).ok_or(text)?.1;
                 }
                 "step" => options.step = value.parse().ok().filter(|step| STEPS.contains(step)).ok_or(text)?,
                 "sinks" => options.sinks = value.parse().map_err(|_| text)?,
@@ -55,7 +68,7 @@ impl Options {
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match PRESETS.iter().find(|(_, step)| *step == self.step) {
-            Some((name, _)) => write!(f, ":{name}")?,
+            Some((preset, _)) => write!(f, ":{}", preset.name)?,
             None => write!(f, ":step={}", self.step)?,
         }
         if self.sinks != SINKS {

@@ -1,89 +1,23 @@
-//! A model of two layers whose covariances are known.
+//! On a model of two layers whose covariances are known.
 
 use std::path::PathBuf;
-use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use sira_tensor::DType;
-use sira_tensor::kv::{Rope, RopeStyle};
 
 use super::*;
-use crate::calibration::{Model, RopeFacts, tiny};
-use crate::{Chain, Encoded, KvFacts, TensorContext};
-
-const LAYERS: usize = 2;
-const HEADS: usize = 2;
-const DIM: usize = 8;
+use crate::calibration::tiny::{self, Cache, DIM, HEADS, LAYERS, bytes, error, model};
+use crate::{Chain, Encoded};
 
 /// Values of a token, K and V.
 const TOKEN: usize = LAYERS * 2 * HEADS * DIM;
 
-fn model() -> Model {
-    let rope = Some(RopeFacts { theta: 10_000.0, dim: DIM as u32, style: RopeStyle::Half });
-    Model { name: "tiny".into(), revision: "1".into(), layers: LAYERS as u32, heads: HEADS as u32, dim: DIM as u32, rope }
+fn chain(cache: &Cache, arguments: &str) -> Chain {
+    cache.chain(&format!("kvtc:{arguments}"))
 }
 
-static CALIBRATION: LazyLock<Calibration> = LazyLock::new(|| tiny::calibration(model(), 0.001));
-
-/// A tensor `[layer, kv, token, head, dim]` and what is known of it.
-struct Cache {
-    tokens: u64,
-    shape: [u64; 5],
-    axes: Vec<String>,
-    facts: KvFacts,
-    calibration: Calibration,
-}
-
-impl Cache {
-    fn new(tokens: u64) -> Cache {
-        let rope = Rope { theta: 10_000.0, dim: DIM as u32, style: RopeStyle::Half, first_position: 0, scaling: Default::default() };
-        Cache {
-            tokens,
-            shape: [LAYERS as u64, 2, tokens, HEADS as u64, DIM as u64],
-            axes: ["layer", "kv", "token", "head", "dim"].map(str::to_owned).to_vec(),
-            facts: KvFacts { model: None, rope: Some(rope), part: "data".into(), fields: Vec::new() },
-            calibration: CALIBRATION.clone(),
-        }
-    }
-
-    fn chain(&self, arguments: &str) -> Chain {
-        format!("kvtc:{arguments}@{}", self.calibration.hash()).parse().unwrap()
-    }
-
-    fn context<'a>(&'a self, dtype: DType, shape: &'a [u64; 5], origin: &'a [u64; 5]) -> ChunkContext<'a> {
-        let tensor = TensorContext { shape: &self.shape, axes: &self.axes, kv: Some(&self.facts), calibration: Some(&self.calibration) };
-        ChunkContext { dtype, shape, origin, tensor }
-    }
-
-    /// The whole tensor as one chunk, of the covariance that the calibration knows.
-    fn values(&self, seed: u64) -> Vec<f32> {
-        let context = self.context(DType::Float32, &self.shape, &[0; 5]);
-        let mut chunk = vec![0; self.shape.iter().product::<u64>() as usize * 4];
-        let layout = Layout::of("test", context, chunk.len()).unwrap();
-        for unit in present(&layout, context, &self.calibration).unwrap() {
-            let vectors = tiny::vectors(unit.unit, self.tokens as usize, seed).concat();
-            scatter(&layout, &unit, &vectors, 0..self.tokens as usize, &self.calibration, &mut chunk);
-        }
-        chunk.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-    }
-
-    /// Encodes and decodes the whole tensor as `float32`.
-    fn round_trip(&self, arguments: &str, values: &[f32]) -> (Vec<f32>, usize) {
-        let context = self.context(DType::Float32, &self.shape, &[0; 5]);
-        let chain = self.chain(arguments);
-        let Encoded::Bytes(stored) = chain.encode(&bytes(values), context).unwrap() else { panic!("larger than raw") };
-        let decoded = chain.decode(&stored, values.len() * 4, context).unwrap();
-        (decoded.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(), stored.len())
-    }
-}
-
-fn bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-/// Root mean square of the difference.
-fn error(a: &[f32], b: &[f32]) -> f32 {
-    (a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / a.len() as f32).sqrt()
+fn round_trip(cache: &Cache, arguments: &str, values: &[f32]) -> (Vec<f32>, usize) {
+    cache.round_trip(&format!("kvtc:{arguments}"), values)
 }
 
 #[test]
@@ -93,7 +27,7 @@ fn errors_are_those_of_the_step_and_bytes_fall_with_it() {
     let spread = error(&values, &vec![0.0; values.len()]);
     let mut last = (usize::MAX, 0.0);
     for step in [0.002, 0.01, 0.05, 0.2] {
-        let (decoded, len) = cache.round_trip(&format!("step={step}:sinks=0:window=0"), &values);
+        let (decoded, len) = round_trip(&cache, &format!("step={step}:sinks=0:window=0"), &values);
         let error = error(&values, &decoded);
         // Weights are one: rounding to the nearest would give step / sqrt(12), thresholds that save bits a little more.
         assert!(error < 0.45 * step && error < spread, "step {step}: {error} of {spread}");
@@ -108,7 +42,7 @@ fn errors_are_those_of_the_step_and_bytes_fall_with_it() {
 fn sinks_and_window_come_back_bit_for_bit() {
     let cache = Cache::new(60);
     let values = cache.values(2);
-    let (decoded, _) = cache.round_trip("step=0.2:sinks=3:window=7", &values);
+    let (decoded, _) = round_trip(&cache, "step=0.2:sinks=3:window=7", &values);
     for (at, (value, decoded)) in values.iter().zip(&decoded).enumerate() {
         let token = at / (HEADS * DIM) % 60;
         if !(3..53).contains(&token) {
@@ -116,7 +50,7 @@ fn sinks_and_window_come_back_bit_for_bit() {
         }
     }
     assert!(values != decoded);
-    let (decoded, _) = cache.round_trip("step=0.2:sinks=3:window=60", &values);
+    let (decoded, _) = round_trip(&cache, "step=0.2:sinks=3:window=60", &values);
     assert_eq!(values, decoded);
 }
 
@@ -128,7 +62,7 @@ fn exempt_tokens_are_the_tensors_not_the_chunks() {
     let exact = |cache: &Cache, first: u64| {
         let origin = [0, 0, first, 0, 0];
         let context = cache.context(DType::Float32, &shape, &origin);
-        let chain = cache.chain("step=0.5:sinks=4:window=12");
+        let chain = chain(cache, "step=0.5:sinks=4:window=12");
         let stored = chain.run(&bytes(&values), context).unwrap().into_owned();
         let decoded = chain.decode(&stored, values.len() * 4, context).unwrap();
         let same = |token: usize| {
@@ -152,7 +86,7 @@ fn what_is_not_finite_is_kept() {
     values[100] = f32::NAN;
     values[333] = f32::NEG_INFINITY;
     let context = cache.context(DType::Float32, &cache.shape, &[0; 5]);
-    let chain = cache.chain("step=0.5:window=0");
+    let chain = chain(&cache, "step=0.5:window=0");
     let stored = chain.run(&bytes(&values), context).unwrap().into_owned();
     assert_eq!(chain.decode(&stored, values.len() * 4, context).unwrap(), bytes(&values));
 }
@@ -164,7 +98,7 @@ fn outliers_beyond_all_tables_come_back_too() {
     let mut values = cache.values(5);
     values.iter_mut().step_by(97).for_each(|value| *value *= 3e4);
     values[1] = -1e6;
-    let (decoded, _) = cache.round_trip("step=0.01:sinks=0:window=0", &values);
+    let (decoded, _) = round_trip(&cache, "step=0.01:sinks=0:window=0", &values);
     for (at, (value, decoded)) in values.iter().zip(&decoded).enumerate() {
         let most = values.iter().fold(0f32, |most, value| most.max(value.abs()));
         // Whole numbers of 16 bits carry a vector's values.
@@ -173,7 +107,7 @@ fn outliers_beyond_all_tables_come_back_too() {
     // Where even whole numbers of 32 bits do not hold the coefficients, the chunk is kept.
     values[1] = -1e9;
     let context = cache.context(DType::Float32, &cache.shape, &[0; 5]);
-    let chain = cache.chain("step=0.01:sinks=0:window=0");
+    let chain = chain(&cache, "step=0.01:sinks=0:window=0");
     let stored = chain.run(&bytes(&values), context).unwrap().into_owned();
     assert_eq!(chain.decode(&stored, values.len() * 4, context).unwrap(), bytes(&values));
 }
@@ -182,7 +116,7 @@ fn outliers_beyond_all_tables_come_back_too() {
 fn without_its_calibration_or_model_nothing_is_done() {
     let cache = Cache::new(8);
     let values = bytes(&cache.values(6));
-    let chain = cache.chain("high");
+    let chain = chain(&cache, "high");
     let mut context = cache.context(DType::Float32, &cache.shape, &[0; 5]);
     let encode = |context: ChunkContext<'_>| chain.encode(&values, context).unwrap_err().to_string();
     context.tensor.kv = None;
@@ -207,7 +141,7 @@ fn keys_and_values_may_be_parts_of_their_own() {
     cache.axes[1] = "other".into();
     cache.shape[1] = 1;
     let values = cache.values(9);
-    let (decoded, _) = cache.round_trip("step=0.05:sinks=0:window=0", &values);
+    let (decoded, _) = round_trip(&cache, "step=0.05:sinks=0:window=0", &values);
     assert!(error(&values, &decoded) < 0.1 * error(&values, &vec![0.0; values.len()]));
 }
 
@@ -216,7 +150,7 @@ fn foreign_bytes_are_errors_or_wrong_values() {
     let cache = Cache::new(24);
     let values = bytes(&cache.values(7));
     let context = cache.context(DType::Float32, &cache.shape, &[0; 5]);
-    let chain = cache.chain("step=0.02:sinks=1:window=2");
+    let chain = chain(&cache, "step=0.02:sinks=1:window=2");
     let Encoded::Bytes(stored) = chain.encode(&values, context).unwrap() else { panic!("larger than raw") };
     for cut in 0..stored.len() {
         assert!(chain.decode(&stored[..cut], values.len(), context).is_err(), "{cut}");
@@ -262,7 +196,7 @@ fn what_the_first_version_wrote_is_read() {
     assert_eq!(cache.calibration.to_bytes().unwrap(), std::fs::read(golden("kvtc.calib")).unwrap());
     let context = cache.context(DType::BFloat16, &cache.shape, &[0; 5]);
     let raw = std::fs::read(golden("kvtc.raw")).unwrap();
-    let decoded = cache.chain("high").decode(&std::fs::read(golden("kvtc.chunk")).unwrap(), raw.len(), context).unwrap();
+    let decoded = chain(&cache, "high").decode(&std::fs::read(golden("kvtc.chunk")).unwrap(), raw.len(), context).unwrap();
     assert!(decoded == raw, "not the same values");
 }
 
@@ -272,7 +206,7 @@ fn write_golden() {
     let cache = Cache::new(40);
     let context = cache.context(DType::BFloat16, &cache.shape, &[0; 5]);
     let values: Vec<u8> = cache.values(11).iter().flat_map(|value| ((value.to_bits() >> 16) as u16).to_le_bytes()).collect();
-    let chain = cache.chain("step=0.02:sinks=2:window=6");
+    let chain = chain(&cache, "step=0.02:sinks=2:window=6");
     let Encoded::Bytes(stored) = chain.encode(&values, context).unwrap() else { panic!("larger than raw") };
     std::fs::create_dir_all(golden("")).unwrap();
     std::fs::write(golden("kvtc.calib"), cache.calibration.to_bytes().unwrap()).unwrap();
@@ -288,7 +222,7 @@ proptest! {
         let cache = Cache::new(tokens);
         let values: Vec<f32> = cache.values(seed).iter().map(|value| value * f32::powi(2.0, scale)).collect();
         let context = cache.context(DType::Float32, &cache.shape, &[0; 5]);
-        let chain = cache.chain(&format!("step={}:window={}", f32::powi(10.0, exponent.max(-6)), seed % 9));
+        let chain = chain(&cache, &format!("step={}:window={}", f32::powi(10.0, exponent.max(-6)), seed % 9));
         let stored = chain.run(&bytes(&values), context).unwrap().into_owned();
         prop_assert_eq!(chain.run(&bytes(&values), context).unwrap().into_owned(), stored.clone());
         let decoded = chain.decode(&stored, values.len() * 4, context).unwrap();
@@ -299,6 +233,6 @@ proptest! {
     fn garbage_is_refused(garbage: Vec<u8>) {
         let cache = Cache::new(9);
         let context = cache.context(DType::BFloat16, &cache.shape, &[0; 5]);
-        prop_assert!(cache.chain("high").decode(&garbage, 9 * TOKEN * 2, context).is_err());
+        prop_assert!(chain(&cache, "high").decode(&garbage, 9 * TOKEN * 2, context).is_err());
     }
 }

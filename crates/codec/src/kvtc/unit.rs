@@ -4,6 +4,7 @@ use super::classes::{self, Costs};
 use crate::CodecError;
 use crate::calibration::shapes::{Class, ESCAPE, Shapes, fold, unfold};
 use crate::calibration::{Unit, flat};
+use crate::linear::{self, Vectors};
 use crate::rans::{self, Table};
 
 /// How often the coefficients are corrected by what they leave: the rows of a basis are not quite at right angles. After two, what is left is
@@ -90,33 +91,14 @@ pub(super) fn decode(unit: &Unit, dim: usize, scale: Scale<'_>, input: &mut &[u8
     Ok(vectors)
 }
 
-/// Each head of each vector, times its matrix.
+/// Each head of each vector, times its matrix, which is symmetric.
 fn multiply(matrices: &[f32], dim: usize, vectors: &[f32], width: usize) -> Vec<f32> {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        #[allow(unsafe_code, reason = "code for wider registers: the same sums, sooner")]
-        // SAFETY: AVX2 is there.
-        return unsafe { multiply_avx2(matrices, dim, vectors, width) };
-    }
-    multiply_any(matrices, dim, vectors, width)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn multiply_avx2(matrices: &[f32], dim: usize, vectors: &[f32], width: usize) -> Vec<f32> {
-    multiply_any(matrices, dim, vectors, width)
-}
-
-#[inline(always)]
-fn multiply_any(matrices: &[f32], dim: usize, vectors: &[f32], width: usize) -> Vec<f32> {
-    let mut out = vec![0.0; vectors.len()];
-    for (head, matrix) in matrices.chunks_exact(dim * dim).enumerate() {
-        for (from, to) in vectors.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-            let (from, to) = (&from[head * dim..][..dim], &mut to[head * dim..][..dim]);
-            // Symmetric: a row is a column. Products and sums are rounded one by one, in this order, on every machine.
-            for (value, row) in from.iter().zip(matrix.chunks_exact(dim)) {
-                to.iter_mut().zip(row).for_each(|(sum, entry)| *sum += value * entry);
-            }
+    let (mut out, zeros) = (vec![0.0; vectors.len()], vec![0.0; dim]);
+    let count = vectors.len() / width.max(1);
+    if count > 0 {
+        for (at, matrix) in (0..).step_by(dim).zip(matrices.chunks_exact(dim * dim)) {
+            let numbers = Vectors { numbers: &vectors[at..], vector: width, number: 1 };
+            linear::multiply(numbers, count, matrix, &zeros, &mut out[at..], width);
         }
     }
     out
@@ -189,9 +171,31 @@ fn to_whole(factors: &[f32], lengths: &[(f32, f32)], tokens: usize) -> (Vec<i16>
             sum += factor.abs() * entry;
         }
         *unit = (most / 32767.0).max(sum / MOST_SUM).max(f32::MIN_POSITIVE);
-        whole.iter_mut().zip(factors).for_each(|(whole, factor)| *whole = (factor / *unit).round() as i16);
+        round(factors, *unit, whole);
     }
     (whole, units)
+}
+
+/// Multiples of `unit`, to the nearest, halves away from zero.
+fn round(factors: &[f32], unit: f32, whole: &mut [i16]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        #[allow(unsafe_code, reason = "rounding is a call of a function elsewhere, and three instructions here")]
+        // SAFETY: AVX2 is there.
+        return unsafe { round_avx2(factors, unit, whole) };
+    }
+    round_any(factors, unit, whole);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn round_avx2(factors: &[f32], unit: f32, whole: &mut [i16]) {
+    round_any(factors, unit, whole);
+}
+
+#[inline(always)]
+fn round_any(factors: &[f32], unit: f32, whole: &mut [i16]) {
+    whole.iter_mut().zip(factors).for_each(|(whole, factor)| *whole = (factor / unit).round() as i16);
 }
 
 /// The quantised coefficients of a unit: row after row, each of all tokens; without rows of class 0.
@@ -312,11 +316,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wide_registers_give_the_same_sums() {
-        let values = |len: usize, by: f32| (0..len).map(|i| ((i * 7919 % 1013) as f32 - 500.0) * by).collect::<Vec<f32>>();
-        for (heads, dim, tokens) in [(1, 8, 1), (3, 64, 5), (2, 13, 4)] {
-            let (matrices, vectors) = (values(heads * dim * dim, 0.013), values(tokens * heads * dim, 1.7));
-            assert_eq!(multiply(&matrices, dim, &vectors, heads * dim), multiply_any(&matrices, dim, &vectors, heads * dim));
+    fn wide_registers_round_in_the_same_way() {
+        let mut factors: Vec<f32> = (-40..40).map(|i| i as f32 * 0.25).collect();
+        factors.extend([0.49999997, -0.49999997, 32767.0, -32767.4, 1e-30, -0.0, 8388607.5]);
+        let (mut wide, mut portable) = (vec![7; factors.len()], vec![9; factors.len()]);
+        for unit in [1.0, 0.3, 1.7] {
+            round(&factors, unit, &mut wide);
+            round_any(&factors, unit, &mut portable);
+            assert_eq!(wide, portable);
         }
+        assert_eq!(portable.len(), factors.len());
+        round_any(&[0.5, -0.5, 2.5, 0.49999997], 1.0, &mut portable[..4]);
+        assert_eq!(portable[..4], [1, -1, 3, 0]);
     }
 }

@@ -51,10 +51,15 @@ impl Codec for Fp8 {
     }
 
     fn decode(&self, input: &[u8], decoded_len: usize, context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError> {
-        let layout = Layout::of(NAME, context, decoded_len)?;
         let mut out = vec![0; decoded_len];
+        self.decode_into(input, &mut out, context)?;
+        Ok(out)
+    }
+
+    fn decode_into(&self, input: &[u8], out: &mut [u8], context: ChunkContext<'_>) -> Result<(), CodecError> {
+        let layout = Layout::of(NAME, context, out.len())?;
         let mut input = input;
-        let others = Exact::read(NAME, &layout, &mut input, &mut out)?.others();
+        let others = Exact::read(NAME, &layout, &mut input, out)?.others();
         let mut values = Vec::new();
         for matrix in layout.matrices() {
             let part = input.split_off_first().zip(input.split_off(..layout.tokens * matrix.dim));
@@ -65,11 +70,11 @@ impl Codec for Fp8 {
             values.clear();
             values.extend(codes.iter().map(|code| table[usize::from(*code)]));
             for run in &others {
-                layout.write(&mut out, &matrix, run.clone(), &values[run.start * matrix.dim..run.end * matrix.dim]);
+                layout.write(out, &matrix, run.clone(), &values[run.start * matrix.dim..run.end * matrix.dim]);
             }
         }
         match input.len() {
-            0 => Ok(out),
+            0 => Ok(()),
             more => Err(CodecError::corrupt(NAME, "the end", format!("{more} more bytes"))),
         }
     }

@@ -84,10 +84,15 @@ impl Codec for Group {
     }
 
     fn decode(&self, input: &[u8], decoded_len: usize, context: ChunkContext<'_>) -> Result<Vec<u8>, CodecError> {
-        let layout = Layout::of(self.name, context, decoded_len)?;
         let mut out = vec![0; decoded_len];
+        self.decode_into(input, &mut out, context)?;
+        Ok(out)
+    }
+
+    fn decode_into(&self, input: &[u8], out: &mut [u8], context: ChunkContext<'_>) -> Result<(), CodecError> {
+        let layout = Layout::of(self.name, context, out.len())?;
         let mut input = input;
-        let others = Exact::read(self.name, &layout, &mut input, &mut out)?.others();
+        let others = Exact::read(self.name, &layout, &mut input, out)?.others();
         let mut values = Vec::new();
         for matrix in layout.matrices() {
             let groups = Groups::of(self, &layout, &matrix);
@@ -98,11 +103,11 @@ impl Codec for Group {
             values.resize(count, 0.0);
             self.decode_matrix(&groups, parameters, codes, &mut values);
             for run in &others {
-                layout.write(&mut out, &matrix, run.clone(), &values[run.start * matrix.dim..run.end * matrix.dim]);
+                layout.write(out, &matrix, run.clone(), &values[run.start * matrix.dim..run.end * matrix.dim]);
             }
         }
         match input.len() {
-            0 => Ok(out),
+            0 => Ok(()),
             more => Err(CodecError::corrupt(self.name, "the end", format!("{more} more bytes"))),
         }
     }

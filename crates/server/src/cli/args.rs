@@ -303,7 +303,7 @@ pub(crate) struct CalibrateArgs {
     /// What errors cost the model: a .safetensors file with k_metric, v_metric and residual. Without, all heads count the same
     #[arg(long, value_name = "FILE")]
     pub moments: Option<PathBuf>,
-    /// The finest step that it is to be good for, as in kvtc:step=; finer ones make it larger [default: 0.007]
+    /// The finest step that it is to be good for, as in kvtc:step=; finer ones make it larger [default: 0.0035]
     #[arg(long, value_name = "STEP")]
     pub finest_step: Option<f32>,
     /// Say what was done as one line of JSON
@@ -332,7 +332,7 @@ pub(crate) struct CodecTryArgs {
     /// Chains joined by commas, or all
     #[arg(long = "codec", value_name = "CHAINS", value_delimiter = ',')]
     pub codecs: Vec<String>,
-    /// A calibration, as `sira calibrate` made it, for codecs that take one
+    /// A calibration, as `sira calibrate` made it: kvq and kvtc take it where they name none
     #[arg(long = "calib", value_name = "FILE")]
     pub calibration: Option<PathBuf>,
     /// Which tensor of a file that holds several
@@ -344,7 +344,7 @@ pub(crate) struct CodecTryArgs {
     /// Write what the one codec gives back
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Seconds to time each codec for, encoding and decoding apart
+    /// Seconds to time each codec for, encoding and decoding apart; 0: once
     #[arg(long, default_value_t = 1.0, value_parser = parse_seconds)]
     pub seconds: f64,
     /// Cores that would work at it, for the link speeds [default: all of this machine]

@@ -21,8 +21,8 @@ use trial::{Subject, Trial};
 /// Chains that `all` tries of every file; of floats, those made for them besides.
 const ALL: [&str; 9] = ["lz4", "zstd", "planes+zstd", "float-nibble", "float-rans", "fp8", "int8", "int4", "kvq"];
 
-/// Stages that `all` tries besides where there is a calibration.
-const CALIBRATED: [&str; 1] = ["kvtc"];
+/// Stages that take a calibration: `all` tries them besides where there is one.
+const CALIBRATED: [&str; 2] = ["kvq", "kvtc"];
 
 /// `sira codec`.
 pub(crate) async fn codec(command: CodecCommand) -> Result<(), Failure> {
@@ -68,23 +68,28 @@ async fn try_file(args: &CodecTryArgs) -> Result<(), Failure> {
     if args.json { Ok(()) } else { print(&report::table(&spec, &trials, args.cores())) }
 }
 
-/// The chains to try, and whether they were named one by one. Those that take a calibration get the one that is there.
+/// The chains to try, and whether they were named one by one. Those that take a calibration get the one that is there; of `all`, besides being tried
+/// without where they can do without.
 fn chains(texts: &[String], calibration: Option<&Calibration>) -> Result<(Vec<Chain>, bool), Failure> {
     let all = texts.is_empty() || texts.iter().any(|text| text == "all");
-    let texts: Vec<String> = match (all, calibration) {
-        (false, _) => texts.to_vec(),
-        (true, None) => ALL.map(str::to_owned).to_vec(),
-        (true, Some(_)) => ALL.iter().chain(&CALIBRATED).map(|text| text.to_string()).collect(),
+    let parse = |text: &str| match calibration.filter(|_| takes_calibration(text)) {
+        Some(calibration) => format!("{text}@{}", calibration.hash()).parse(),
+        None => text.parse::<Chain>(),
     };
-    let parse = |text: &String| {
-        let takes_one = CALIBRATED.iter().any(|stage| text == stage || text.starts_with(&format!("{stage}:")));
-        match calibration.filter(|_| takes_one && !text.contains('@')) {
-            Some(calibration) => format!("{text}@{}", calibration.hash()).parse(),
-            None => text.parse(),
+    let chains = match all {
+        false => texts.iter().map(|text| parse(text)).collect(),
+        true => {
+            let calibrated = CALIBRATED.iter().filter(|_| calibration.is_some());
+            ALL.iter().map(|text| text.parse::<Chain>()).chain(calibrated.map(|stage| parse(stage))).collect::<Result<Vec<_>, _>>()
         }
     };
-    let chains = texts.iter().map(parse).collect::<Result<Vec<Chain>, _>>();
     Ok((chains.map_err(|error| Failure::Usage(error.to_string()))?, !all))
+}
+
+/// Whether a chain is one that takes a calibration, and names none.
+fn takes_calibration(text: &str) -> bool {
+    let stage = text.split(':').next().unwrap_or_default();
+    CALIBRATED.contains(&stage) && !text.contains('@')
 }
 
 /// Reads a calibration; gives its bytes too.
@@ -152,5 +157,23 @@ mod tests {
         let (chains, asked) = chains(&[], None).unwrap();
         assert_eq!((chains.len(), asked), (ALL.len(), false));
         assert!(super::chains(&["zstd".into(), "lz5".into()], None).unwrap_err().to_string().contains("known: none"));
+    }
+
+    #[test]
+    fn a_calibration_goes_to_those_that_take_one() {
+        let calibration = Calibration::from_bytes(include_bytes!("../../../codec/golden/kvq.calib")).unwrap();
+        let hash = calibration.hash();
+        let texts = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| text.to_string()).collect();
+            let (chains, _) = chains(&texts, Some(&calibration)).unwrap();
+            chains.iter().map(Chain::to_string).collect::<Vec<String>>()
+        };
+        let other = format!("kvq@{}", "5f".repeat(32));
+        assert_eq!(
+            texts(&["kvq:high", "kvtc", "int8", &other]),
+            [format!("kvq:high@{hash}"), format!("kvtc:standard@{hash}"), "int8".into(), other]
+        );
+        let all = texts(&["all"]);
+        assert_eq!(all[all.len() - 3..], ["kvq".to_owned(), format!("kvq@{hash}"), format!("kvtc:standard@{hash}")]);
     }
 }

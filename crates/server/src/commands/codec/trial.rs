@@ -97,11 +97,14 @@ impl Subject<'_> {
     }
 }
 
-/// Rounds of `work` until `seconds` are over, three at least: their median time, and what the last one gave. What a round gave is
-/// freed before the next begins, so that the allocator has warm memory for it.
+/// Rounds of `work` until `seconds` are over, three at least after one that does not count: their median time, and what the last one gave. What a
+/// round gave is freed before the next begins, so that the allocator has warm memory for it. No seconds: one round, which counts.
 fn timed<T>(seconds: f64, mut work: impl FnMut() -> Result<Vec<T>, CodecError>) -> Result<(Duration, Vec<T>), CodecError> {
     let begin = Instant::now();
     let mut last = work()?;
+    if seconds <= 0.0 {
+        return Ok((begin.elapsed(), last));
+    }
     let mut times = Vec::new();
     while times.len() < 3 || begin.elapsed().as_secs_f64() < seconds {
         drop(std::mem::take(&mut last));
