@@ -26,8 +26,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, DEFAULT_COLUMN_FAMILY_NAME,
-    IteratorMode, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, properties,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    DEFAULT_COLUMN_FAMILY_NAME, IteratorMode, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, properties,
 };
 
 use crate::ledger::{Ledger, Stripes, blocking, check_size, within};
@@ -203,6 +203,9 @@ fn family(name: &str, options: &RocksOptions, cache: &Cache) -> ColumnFamilyDesc
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_cache_index_and_filter_blocks_with_high_priority(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    // In pieces: whole, those of a large table are larger than what the cache takes as one block, and would be read again for each lookup.
+    blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    blocks.set_partition_filters(true);
     blocks.set_block_size(16 << 10);
     blocks.set_format_version(6);
     let mut family = Options::default();

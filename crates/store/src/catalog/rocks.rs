@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind, IteratorMode, Options, WriteBatch};
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind, IteratorMode, Options,
+    WriteBatch,
+};
 use sira_backend::BackendError;
 
 use super::{Change, OrderedKv, Pair};
@@ -55,6 +58,9 @@ impl RocksKv {
         table.set_bloom_filter(10.0, false);
         // Index and filter blocks grow with the number of keys: in the cache, they are bounded.
         table.set_cache_index_and_filter_blocks(true);
+        // And in pieces: whole, one is larger than what the cache takes as one block, and would be read again for each lookup.
+        table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        table.set_partition_filters(true);
         let mut options = Options::default();
         options.create_if_missing(true);
         options.set_block_based_table_factory(&table);
@@ -139,5 +145,39 @@ impl OrderedKv for RocksKv {
             batch
         };
         sira_backend::rocks::write(&self.db, sync, batch).map_err(|e| self.failed("write", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rocksdb::perf::{PerfContext, PerfMetric, PerfStatsLevel, set_perf_stats};
+
+    use super::*;
+
+    /// Every start looks up every key. What that reads must not grow with the number of keys.
+    #[test]
+    fn a_lookup_reads_some_blocks_however_many_keys_there_are() {
+        const KEYS: u64 = 200_000;
+        let folder = tempfile::tempdir().unwrap();
+        let kv = RocksKv::open(&folder.path().join("catalog")).unwrap();
+        // Values that do not compress, so that tables are as large as they get.
+        let key = |number: u64| format!("k/{:064x}/{number:032}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).into_bytes();
+        let value = |number: u64| {
+            (0..50).flat_map(move |at| xxhash_rust::xxh3::xxh3_64(&[number, at].map(u64::to_le_bytes).concat()).to_le_bytes())
+        };
+        for first in (0..KEYS).step_by(1000) {
+            let changes = (first..first + 1000).map(|number| Change::Put(key(number), value(number).collect())).collect();
+            kv.write(changes, false).unwrap();
+        }
+        kv.db.compact_range(None::<&[u8]>, None::<&[u8]>);
+        set_perf_stats(PerfStatsLevel::EnableCount);
+        let mut context = PerfContext::default();
+        context.reset();
+        for number in (0..KEYS).step_by(100) {
+            assert_eq!(kv.get(&key(number)).unwrap(), Some(value(number).collect()));
+        }
+        let read = context.metric(PerfMetric::BlockReadByte) / (KEYS / 100);
+        set_perf_stats(PerfStatsLevel::Disable);
+        assert!(read < 64 << 10, "{read} bytes a lookup");
     }
 }
