@@ -40,7 +40,7 @@ bench: ## speed, as ratios within one run
 	@$(MAKE) --no-print-directory build
 	@$(IN) cargo bench --locked --package sira-benches
 
-compare: ## Sira beside Arrow's C++ Flight, Redis, Mooncake and a raw socket (about 30 minutes; QUICK=1: about 4)
+compare: ## Sira beside Arrow's C++ Flight, Redis, Mooncake and a raw socket (about 45 minutes; QUICK=1: about 4)
 	@scripts/setup.sh
 	@scripts/compare.sh $(if $(QUICK),--quick --plot compare.svg,--plot docs/img/compare.svg) --json compare.json
 

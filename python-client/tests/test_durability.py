@@ -28,6 +28,16 @@ max_size = "8 MiB"
 """
 
 
+# Nothing outlives the process.
+MEMORY = """
+[storage]
+default_backend = "memory"
+record_backend = "memory"
+consistency = "weak"
+[storage.backends.memory]
+"""
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Server]:
     """A server that this test may kill."""
@@ -83,6 +93,36 @@ def test_overwrites_and_deletes_survive_a_kill(own: Server) -> None:
             assert np.array_equal(sira.get(f"ns/{size}"), np.full(size, 4, np.int32))
         # Versions go on where they were: one that was seen never names another content.
         assert sira.put("ns/10", np.zeros(1)).version > version
+
+
+def test_records_in_memory_go_with_the_process_and_touch_no_others(own: Server) -> None:
+    array = np.arange(100_000, dtype=np.float32)
+    with sira_store.connect(own.url) as sira:
+        sira.put("ns/disk", array)
+    assert own.terminate() == 0
+    catalog = own.data / "catalog"
+    before = {file.name: file.stat().st_mtime_ns for file in catalog.iterdir()}
+    on_disk, own.config = own.config, MEMORY
+    own.restart()
+    for _ in range(2):
+        with sira_store.connect(own.url) as sira:
+            assert list(sira.scan()) == []
+            assert sira.put("ns/memory", array, if_="absent").created
+            assert not sira.put("ns/memory", -array).created
+            assert [info.key for info in sira.scan()] == ["ns/memory"]
+            assert np.array_equal(sira.get("ns/memory"), -array)
+            assert sira.delete("ns/memory")
+            assert not sira.exists("ns/memory")
+            sira.put("ns/memory", array)
+        own.kill()
+        own.restart()
+    assert own.terminate() == 0
+    assert {file.name: file.stat().st_mtime_ns for file in catalog.iterdir()} == before
+    own.config = on_disk
+    own.restart()
+    with sira_store.connect(own.url) as sira:
+        assert [info.key for info in sira.scan()] == ["ns/disk"]
+        assert np.array_equal(sira.get("ns/disk"), array)
 
 
 def test_a_put_that_a_kill_cut_off_is_not_there(own: Server) -> None:

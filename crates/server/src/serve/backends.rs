@@ -56,7 +56,7 @@ pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure
 }
 
 /// An index of records that a backend in memory loses with the process is in memory, too: a log of it would cost each put and help nobody.
-/// What it takes grows with those records, and so has their backend's limit.
+/// It takes about as much as those records, which their backend's limit counts.
 async fn open_catalog(config: &Config) -> Result<Arc<dyn OrderedKv>, Failure> {
     if matches!(config.storage.backends.get(&config.storage.record_backend), Some(Backend::Memory { .. })) {
         return Ok(Arc::new(MemoryKv::default()));
