@@ -26,8 +26,7 @@ fuzz_target!(|bytes: &[u8]| {
     LazyLock::force(&CALIBRATIONS);
     sira_fuzz::bounded(bytes.len() + len, || {
         let Ok(chain) = text.parse::<Chain>() else { return };
-        let context = ChunkContext::new(dtype, &[len as u64], &[0]);
-        if let Ok(raw) = chain.decode(stored, len, context) {
+        if let Ok(raw) = chain.decode(stored, len, ChunkContext::new(dtype, &[len as u64], &[0])) {
             assert_eq!(raw.len(), len);
         }
         // Two layers of keys and values, heads of eight dimensions, as many tokens as there are.
@@ -44,7 +43,7 @@ fuzz_target!(|bytes: &[u8]| {
         let shape = [2, 2, (len * 8 / dtype.bits() as usize / 64) as u64, 2, 8];
         let calibration = CALIBRATIONS.iter().find(|calibration| chain.calibration() == Some(calibration.hash()));
         let tensor = TensorContext { shape: &shape, calibration, ..tensor };
-        let context = ChunkContext { shape: &shape, tensor, ..context };
+        let context = ChunkContext { dtype, shape: &shape, origin: &[0; 5], tensor };
         if let (Some(_), Ok(raw)) = (calibration, chain.decode(stored, len, context)) {
             assert_eq!(raw.len(), len);
         }
