@@ -42,9 +42,16 @@ fn multiply_any(vectors: Vectors<'_>, count: usize, matrix: &[f32], base: &[f32]
     if base.is_empty() {
         return;
     }
-    let tiles = count / TILE * TILE;
-    (0..tiles).step_by(TILE).for_each(|first| tile::<TILE>(vectors, first, matrix, base, out, stride));
-    (tiles..count).for_each(|first| tile::<1>(vectors, first, matrix, base, out, stride));
+    // Plain loops: what an iterator's `for_each` calls is compiled by itself, for the narrow registers that every machine has.
+    let mut first = 0;
+    while first + TILE <= count {
+        tile::<TILE>(vectors, first, matrix, base, out, stride);
+        first += TILE;
+    }
+    while first < count {
+        tile::<1>(vectors, first, matrix, base, out, stride);
+        first += 1;
+    }
 }
 
 /// `N` vectors, from number `first` on.
@@ -59,7 +66,9 @@ fn tile<const N: usize>(vectors: Vectors<'_>, first: usize, matrix: &[f32], base
             let Some(row) = row[column..].first_chunk::<COLUMNS>() else { break };
             for (n, sums) in (first..).zip(&mut sums) {
                 let value = numbers[n * vector + i * number];
-                sums.iter_mut().zip(row).for_each(|(sum, entry)| *sum += value * entry);
+                for (sum, entry) in sums.iter_mut().zip(row) {
+                    *sum += value * entry;
+                }
             }
         }
         (first..).zip(&sums).for_each(|(n, sums)| out[n * stride + column..][..COLUMNS].copy_from_slice(sums));
