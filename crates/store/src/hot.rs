@@ -11,7 +11,7 @@ use sira_shm::Sealed;
 use sira_tensor::grid::Grid;
 use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_64};
 
-use crate::ledger::{Ledger, Reservation};
+use crate::ledger::{Ledger, Reservation, UNIT};
 
 /// A part of at most this share of the tier is kept, so that one large tensor does not empty it.
 const LARGEST_SHARE: u64 = 4;
@@ -197,7 +197,8 @@ struct Bytes;
 
 impl Weighter<PartId, Arc<HotPart>> for Bytes {
     fn weight(&self, _: &PartId, part: &Arc<HotPart>) -> u64 {
-        part.len().max(1)
+        // What the ledger counts for it: many small parts must not fill memory before they fill the tier.
+        part.len().max(1).next_multiple_of(UNIT)
     }
 }
 
@@ -306,7 +307,7 @@ impl HotTier {
         ids.iter().for_each(|(write_id, index)| self.remove(write_id, *index));
     }
 
-    /// Bytes of the parts here.
+    /// Bytes that the parts here have reserved.
     pub fn bytes(&self) -> u64 {
         self.cache.weight()
     }

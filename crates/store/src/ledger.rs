@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::StoreError;
 
 /// Bytes of one permit: the ledger counts in these, so that 32 bits of permits cover 16 TiB.
-const UNIT: u64 = 4096;
+pub(crate) const UNIT: u64 = 4096;
 
 /// How often a request that waits asks for room again.
 const AGAIN: Duration = Duration::from_millis(100);
