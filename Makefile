@@ -52,6 +52,10 @@ fuzz: ## every parser of outside bytes against hostile ones, SIRA_FUZZ_SECONDS (
 	@scripts/setup.sh packages
 	@scripts/fuzz.sh
 
+soak: ## the long runs of the tests, SIRA_SOAK_SECONDS (600) of them; the next call goes on from there
+	@scripts/setup.sh packages
+	@scripts/soak.sh
+
 docs: ## the crates' documentation, in the target folder
 	@scripts/setup.sh packages
 	@$(IN) cargo doc --locked --workspace --no-deps && echo "$$CARGO_TARGET_DIR/doc/sira_store/index.html"
@@ -59,4 +63,4 @@ docs: ## the crates' documentation, in the target folder
 schemas: ## the code of schemas/*.fbs, after a change there
 	@scripts/schemas.sh
 
-.PHONY: help demo test build wheel native check bench compare codecs fuzz docs schemas
+.PHONY: help demo test build wheel native check bench compare codecs fuzz soak docs schemas

@@ -38,11 +38,16 @@ use crate::{
     Survives, name, probe,
 };
 
-/// The seed of the random operations; a failure repeats.
+/// The seed of the random operations where `SIRA_CONFORMANCE_SEED` sets none; a failure repeats.
 const SEED: u64 = 0x51_2A;
 
-/// How many of them.
-const OPERATIONS: usize = 10_000;
+/// How many of them where `SIRA_CONFORMANCE_OPERATIONS` does not say.
+const OPERATIONS: u64 = 2000;
+
+/// A number from the environment.
+fn setting(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}: not a number")))
+}
 
 /// Where the suite gets backends from.
 #[async_trait]
@@ -62,6 +67,8 @@ pub trait Fixture: Send {
 }
 
 /// Runs the whole suite; panics where the backend does not keep the contract.
+///
+/// `SIRA_CONFORMANCE_OPERATIONS` is how many random operations it compares with a model (2,000), `SIRA_CONFORMANCE_SEED` their seed.
 pub async fn check(fixture: &mut dyn Fixture) {
     single_values(&*fixture.fresh().await).await;
     ranges(&*fixture.fresh().await).await;
@@ -373,9 +380,9 @@ async fn delete_race(backend: Arc<dyn StorageBackend>) {
 }
 
 async fn random_operations(backend: &dyn StorageBackend) {
-    let mut random = StdRng::seed_from_u64(SEED);
+    let mut random = StdRng::seed_from_u64(setting("SIRA_CONFORMANCE_SEED", SEED));
     let (names, mut model) = (tree(), BTreeMap::<String, Bytes>::new());
-    for step in 0..OPERATIONS {
+    for step in 0..setting("SIRA_CONFORMANCE_OPERATIONS", OPERATIONS) {
         let name = names.choose(&mut random).unwrap().as_str();
         let there = model.get(name).cloned();
         match random.random_range(0..10) {

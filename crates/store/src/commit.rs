@@ -90,7 +90,14 @@ impl Inner {
 
     async fn delete_now(self: &Arc<Self>, key: &Key, version: Option<u64>) -> Result<bool, StoreError> {
         let turn = self.lock(key).await;
-        let Some(current) = self.current(key)?.filter(|record| record.alive(self.now())) else { return Ok(false) };
+        let alive = |record: &TensorRecord| record.alive(self.now());
+        let current = match self.current(key)?.filter(alive) {
+            Some(current) => current,
+            None => match self.unheard(key).await?.filter(alive) {
+                Some(current) => current,
+                None => return Ok(false),
+            },
+        };
         check(key, Some(&current), version.map(Condition::Version), false)?;
         self.check_unused(key)?;
         self.bury(current).await?;
@@ -100,6 +107,23 @@ impl Inner {
             count(&namespace.counters.deletes, 1);
         }
         Ok(true)
+    }
+
+    /// The latest record of a key, of which the index has none or an older one: of a put that was said to have failed, or of another node. Whoever
+    /// was told that the key is gone must not see it come back with the next start. It is taken into the index.
+    async fn unheard(&self, key: &Key) -> Result<Option<TensorRecord>, StoreError> {
+        let tier = self.record_tier()?;
+        let mut indexed = self.catalog.record(key)?;
+        let mut latest = None;
+        loop {
+            let name = TensorRecord::name_of(key, indexed.as_ref().map_or(0, |record| record.generation) + 1);
+            let Some(bytes) = tier.backend.get(&name, None).await.map_err(|error| tier.failed(error))? else { return Ok(latest) };
+            let record = TensorRecord::from_bytes(&format!("{name} in {}", tier.name), &bytes)?;
+            self.adopt(&record, indexed.clone()).await?;
+            self.namespaces.replaced(indexed.as_ref(), Some(&record));
+            indexed = Some(record.clone());
+            latest = Some(record);
+        }
     }
 
     /// Puts a tombstone over `current`, whose key the caller has locked, and gives back the room it takes unless it is being read.

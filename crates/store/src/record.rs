@@ -188,7 +188,12 @@ impl TensorRecord {
 
     /// The record's name in a backend.
     pub fn name(&self) -> String {
-        format!("{}/!{:016x}", record_prefix(&self.key), self.generation)
+        TensorRecord::name_of(&self.key, self.generation)
+    }
+
+    /// The name of a record of `key` in a backend.
+    pub fn name_of(key: &Key, generation: u64) -> String {
+        format!("{}/!{generation:016x}", record_prefix(key))
     }
 
     /// The record's bytes.

@@ -138,7 +138,7 @@ async fn resolve(inner: &Arc<Inner>, write_id: &str, key: &str, backend: &str) -
     let stored = inner.catalog.record(&key)?;
     let generation = stored.as_ref().map_or(0, |record| record.generation) + 1;
     let tier = inner.record_tier()?;
-    let name = format!("{}/!{generation:016x}", record_prefix(&key));
+    let name = TensorRecord::name_of(&key, generation);
     if let Some(bytes) = tier.backend.get(&name, None).await.map_err(|e| tier.failed(e))? {
         let record = TensorRecord::from_bytes(&format!("{name} in {}", tier.name), &bytes)?;
         if record.write_id == write_id {

@@ -12,6 +12,8 @@ use sira_wire::Key;
 
 use self::lasting::{Lasting, Process};
 
+pub mod early;
+pub mod flaky;
 pub mod lasting;
 
 /// What outlives a store: its backends and its catalog.
@@ -65,16 +67,18 @@ pub fn spec(n: u64) -> TensorSpec {
     TensorSpec::new(DType::UInt8, vec![n]).unwrap()
 }
 
-/// `n` bytes that depend on `seed` and do not compress much.
+/// `n` bytes that depend on `seed` and do not compress much; eight at a time, as histories make a gigabyte of them.
 pub fn bytes(n: u64, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
+    let mut bytes = vec![0u8; n.next_multiple_of(8) as usize];
+    for eight in bytes.as_chunks_mut::<8>().0 {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        state as u8
-    };
-    (0..n).map(|_| next()).collect()
+        *eight = state.to_le_bytes();
+    }
+    bytes.truncate(n as usize);
+    bytes
 }
 
 pub fn payload(n: u64, seed: u64) -> Payload {
