@@ -30,7 +30,7 @@ from ._errors import (
 )
 from ._kvspec import KvField, KvPart, KvSpec, Rope
 from ._lazy import LazyTensor
-from ._namespaces import Namespace, Policy, Route, RouteStep
+from ._namespaces import Namespace, Policy, Route, RouteCandidate, RouteStep
 from ._put_many import Item
 from ._same_host import Created
 from ._types import DeleteManyResult, DeletePrefixResult, Lookup, PartInfo, PutResult, TensorInfo
@@ -65,6 +65,7 @@ __all__ = [
     "ReadOnlyError",
     "Rope",
     "Route",
+    "RouteCandidate",
     "RouteStep",
     "SiraError",
     "StaleVersionError",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
+
+from numpy.typing import DTypeLike
 
 from . import _wire
 from ._base import Base, Deadline
 from ._errors import UnknownKvSpecError
 from ._kvspec import KvSpec
+from ._same_host import element_type
 
 _T = TypeVar("_T")
 
@@ -73,6 +76,39 @@ class RouteStep:
     """What it goes by."""
     backend: str | None
     """The backend it chose, if any."""
+    reason: str
+    """Why, in words; may be empty."""
+
+
+@dataclass(frozen=True)
+class RouteCandidate:
+    """A backend as strategies see it. Speeds are of calls with about as many bytes as a chunk of the tensor
+    has; what is a minute old counts half. None where too few were made lately."""
+
+    backend: str
+    state: str
+    """`fit`, or why it is degraded or out."""
+    keeps: Literal["strong", "eventual", "weak"]
+    """The strongest level that it keeps."""
+    against: str | None
+    """What speaks against choosing it at all, if something does."""
+    put_ms: float | None
+    """Milliseconds of a put."""
+    put_bytes_per_second: float | None
+    """Bytes that one put moves in a second."""
+    get_ms: float | None
+    """Milliseconds of a get."""
+    get_bytes_per_second: float | None
+    """Bytes that one get moves in a second."""
+    calls_under_way: int
+    """Calls under way right now."""
+    put_bytes_under_way: int
+    """Bytes of puts under way whose home it is."""
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> RouteCandidate:
+        """From an entry of a route's `candidates`. Fields of a newer server are left out."""
+        return cls(**{name: entry[name] for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -83,6 +119,8 @@ class Route:
     """Its home."""
     steps: tuple[RouteStep, ...]
     """Each strategy that was asked; the last one decided."""
+    candidates: tuple[RouteCandidate, ...]
+    """Each backend as the strategies saw it."""
     inline: bool
     """Whether it would lie in its record, for being small."""
     memory: bool
@@ -132,13 +170,36 @@ class Namespaces(Base):
         return self._learnt(self._action("namespace_reset", namespace=name))
 
     def route(
-        self, key: str, nbytes: int, *, consistency: Literal["strong", "eventual", "weak"] | None = None
+        self,
+        key: str,
+        nbytes: int,
+        *,
+        dtype: DTypeLike | None = None,
+        axes: Sequence[str] | None = None,
+        spec: KvSpec | str | None = None,
+        ttl: int | None = None,
+        consistency: Literal["strong", "eventual", "weak"] | None = None,
     ) -> Route:
-        """Where a tensor of `nbytes` bytes would go under this key, and why. Stores nothing."""
-        answer = self._action("route", key=key, nbytes=nbytes, **_wire.given(consistency=consistency))
+        """Where a tensor of `nbytes` bytes would go under this key, and why. Arguments are as in `put`.
+        Stores no tensor; a spec is registered as `put` does it."""
+        options = _wire.given(
+            dtype=None if dtype is None else element_type(dtype),
+            axes=None if axes is None else list(axes),
+            ttl=None if ttl is None else _wire.seconds(ttl),
+            consistency=consistency,
+        )
+
+        def ask(hash: str | None) -> dict[str, Any]:
+            return self._action("route", key=key, nbytes=nbytes, **options, **_wire.given(kv_spec=hash))
+
+        answer = self._with_spec(spec, ask)
         return Route(
             backend=answer["backend"],
-            steps=tuple(RouteStep(step["strategy"], step.get("backend")) for step in answer["steps"]),
+            steps=tuple(
+                RouteStep(step["strategy"], step.get("backend"), step.get("reason", ""))
+                for step in answer["steps"]
+            ),
+            candidates=tuple(RouteCandidate.from_json(entry) for entry in answer.get("candidates", [])),
             inline=answer["inline"],
             memory=answer["memory"],
             codec=answer["codec"],

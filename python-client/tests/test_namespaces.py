@@ -97,5 +97,24 @@ def test_route(sira: sira_store.Client, ns: str) -> None:
     sira.put(f"{ns}/x", array)
     info, route = sira.info(f"{ns}/x"), sira.route(f"{ns}/x", array.nbytes)
     assert (info.backend, info.consistency) == (route.backend, route.consistency)
-    # By default it goes by the element type, which a route is not told.
+    # By default it goes by the element type, if a route is told it.
     assert (route.codec, info.codec) == ("auto", "planes+zstd")
+    told = sira.route(f"{ns}/x", array.nbytes, dtype=array.dtype, axes=["n"], ttl=60)
+    assert told.codec == "planes+zstd"
+
+
+def test_a_route_is_explained(sira: sira_store.Client, ns: str) -> None:
+    part = sira_store.KvPart(dtype="bfloat16", axes=("token", "dim"))
+    spec = sira_store.KvSpec(model="m", block_tokens=16, parts=(part,))
+    route = sira.route(f"{ns}/x", 1 << 20, dtype="bfloat16", axes=["token", "dim"], spec=spec)
+    assert [step.backend for step in route.steps] == [None, "rocksdb"]
+    assert "size" in route.steps[0].reason
+    candidates = {candidate.backend: candidate for candidate in route.candidates}
+    assert set(candidates) == {"object", "rocksdb"}
+    assert candidates["rocksdb"].state == "fit"
+    assert candidates["rocksdb"].keeps == "strong"
+    assert candidates["rocksdb"].against is None
+    assert candidates["rocksdb"].calls_under_way >= 0
+    for wrong in ({"dtype": "float64"}, {"axes": ["a", "a"]}, {"spec": "x"}, {"ttl": 0}):
+        with pytest.raises(sira_store.InvalidError):
+            sira.route(f"{ns}/x", 1001, **wrong)  # type: ignore[arg-type]

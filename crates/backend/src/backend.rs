@@ -60,6 +60,12 @@ pub trait StorageBackend: Send + Sync + 'static {
 
     /// Whether the backend works right now: a cheap round trip to the place where the bytes lie.
     async fn health_check(&self) -> Result<HealthStatus, BackendError>;
+
+    /// Bytes that were written to disks of this machine since the backend was opened, for all that it did: values, logs, and what is written
+    /// again when it tidies up. `None` where nobody counts them. Cheap: it reads counters.
+    fn device_bytes_written(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// When a put may answer.

@@ -55,6 +55,8 @@ struct Inner {
     stripes: Stripes<Mutex<()>>,
     fresh: Fresh,
     next_tmp: AtomicU64,
+    /// Bytes of files written.
+    written: AtomicU64,
     /// Let go when the last handle goes.
     _lock: File,
 }
@@ -83,8 +85,8 @@ impl FileBackend {
         tree::count(&values, &ledger).map_err(|error| bad(error.into()))?;
         // A process that died may have left folders that are not on the disk yet; puts trust those they find.
         sync_all(&values).map_err(bad)?;
-        let (stripes, fresh, next_tmp) = (Stripes::default(), Fresh::default(), AtomicU64::new(0));
-        Ok(FileBackend { inner: Arc::new(Inner { values, tmp, ledger, stripes, fresh, next_tmp, _lock: lock }) })
+        let (stripes, fresh, next_tmp, written) = (Stripes::default(), Fresh::default(), AtomicU64::new(0), AtomicU64::new(0));
+        Ok(FileBackend { inner: Arc::new(Inner { values, tmp, ledger, stripes, fresh, next_tmp, written, _lock: lock }) })
     }
 
     async fn run<T: Send + 'static>(
@@ -186,6 +188,7 @@ impl Inner {
         let temporary = Temporary { folder: &self.tmp, name, renamed: false };
         for piece in value.pieces() {
             file.write_all(piece)?;
+            self.written.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
         file.sync_all()?;
         Ok(temporary)
@@ -341,6 +344,11 @@ impl StorageBackend for FileBackend {
             })
         })
         .await
+    }
+
+    /// The bytes of files; what the file system writes for itself is not in it.
+    fn device_bytes_written(&self) -> Option<u64> {
+        Some(self.inner.written.load(Ordering::Relaxed))
     }
 }
 

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
     DEFAULT_COLUMN_FAMILY_NAME, IteratorMode, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, properties,
@@ -104,6 +105,8 @@ pub struct RocksBackend {
 #[derive(Debug)]
 struct Inner {
     db: DB,
+    /// What it was opened with: it counts what is written.
+    counters: Counters,
     folder: PathBuf,
     /// The open folder, to measure its disk by.
     disk: std::fs::File,
@@ -129,8 +132,8 @@ impl RocksBackend {
         let cache = Cache::new_lru_cache(memory_budget);
         let buffers = WriteBufferManager::new_write_buffer_manager_with_cache(options.write_buffer_bytes, false, cache.clone());
         let families = [DEFAULT_COLUMN_FAMILY_NAME, SIZES, VALUES].map(|name| family(name, &options, &cache));
-        let db = DB::open_cf_descriptors(&database_options(&options, &buffers), path, families)
-            .map_err(|error| not_opened(&context, path, error))?;
+        let database = database_options(&options, &buffers);
+        let db = DB::open_cf_descriptors(&database, path, families).map_err(|error| not_opened(&context, path, error))?;
         match db.get(FORMAT_KEY) {
             Ok(Some(format)) if format == FORMAT => {}
             Ok(Some(format)) => {
@@ -150,7 +153,8 @@ impl RocksBackend {
         let disk = std::fs::File::open(path).map_err(|error| bad(error.to_string()))?;
         let ledger = Ledger::new(options.max_bytes);
         let (stripes, trouble) = (Stripes::default(), Mutex::default());
-        let inner = Inner { db, folder: path.to_owned(), disk, ledger, stripes, trouble };
+        let counters = Counters(database);
+        let inner = Inner { db, counters, folder: path.to_owned(), disk, ledger, stripes, trouble };
         inner.count().map_err(|error| match error {
             BackendError::Corrupt(damage) => BackendError::Corrupt(format!("{context}: {damage}")),
             error => error,
@@ -190,6 +194,9 @@ fn database_options(options: &RocksOptions, buffers: &WriteBufferManager) -> Opt
     database.set_skip_stats_update_on_db_open(true);
     database.set_stats_dump_period_sec(0);
     database.set_stats_persist_period_sec(0);
+    // Counters of bytes alone: nothing that asks for the time.
+    database.enable_statistics();
+    database.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
     database.set_log_level(LogLevel::Warn);
     database.set_keep_log_file_num(4);
     database.set_max_log_file_size(16 << 20);
@@ -230,6 +237,25 @@ fn family(name: &str, options: &RocksOptions, cache: &Cache) -> ColumnFamilyDesc
         family.set_blob_gc_force_threshold(0.5);
     }
     ColumnFamilyDescriptor::new(name, family)
+}
+
+/// The options of an open database, which hold its counters.
+struct Counters(Options);
+
+impl std::fmt::Debug for Counters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Counters").field(&self.device_bytes()).finish()
+    }
+}
+
+impl Counters {
+    /// The log, and the files of flushes and compactions, in which values of their own files are counted as well.
+    fn device_bytes(&self) -> u64 {
+        [Ticker::WalFileBytes, Ticker::FlushWriteBytes, Ticker::CompactWriteBytes]
+            .map(|ticker| self.0.get_ticker_count(ticker))
+            .iter()
+            .sum()
+    }
 }
 
 /// What an error of RocksDB means. Its status codes come as text only.
@@ -458,6 +484,10 @@ impl StorageBackend for RocksBackend {
 
     async fn health_check(&self) -> Result<HealthStatus, BackendError> {
         self.run(|inner| Ok(inner.health())).await
+    }
+
+    fn device_bytes_written(&self) -> Option<u64> {
+        Some(self.inner.counters.device_bytes())
     }
 }
 

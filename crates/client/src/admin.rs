@@ -4,9 +4,9 @@ use futures::{Stream, TryStreamExt, stream};
 use sira_tensor::kv::KvSpec;
 use sira_wire::many::{DeleteManyAnswer, DeletePrefixAnswer, PrefixRequest};
 use sira_wire::namespace::{
-    KvSpecAnswer, KvSpecRequest, NamespaceEntry, NamespaceRequest, NamespacesAnswer, Policy, RouteAnswer, RouteRequest,
+    KvSpecAnswer, KvSpecRequest, NamespaceEntry, NamespaceRequest, NamespacesAnswer, Policy, RouteAnswer, RouteOptions, RouteRequest,
 };
-use sira_wire::{Consistency, EmptyRequest, Entry, Key, ListRequest, VERSION};
+use sira_wire::{EmptyRequest, Entry, Key, ListRequest, VERSION};
 
 use crate::client::answer;
 use crate::{Client, ClientError, batches};
@@ -186,14 +186,20 @@ impl Client {
     ///
     /// ```no_run
     /// # async fn example(client: sira_client::Client) -> Result<(), sira_client::ClientError> {
-    /// let route = client.route("kv/block-1", 1 << 20, None).await?;
+    /// use sira_client::{DType, RouteOptions};
+    ///
+    /// let options = RouteOptions { dtype: Some(DType::BFloat16), ..RouteOptions::default() };
+    /// let route = client.route("kv/block-1", 1 << 20, &options).await?;
     /// println!("to {} as {}", route.backend, route.codec);
+    /// for step in &route.steps {
+    ///     println!("{}: {:?}, {}", step.strategy, step.backend, step.reason);
+    /// }
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn route(&self, key: &str, nbytes: u64, consistency: Option<Consistency>) -> Result<RouteAnswer, ClientError> {
+    pub async fn route(&self, key: &str, nbytes: u64, options: &RouteOptions) -> Result<RouteAnswer, ClientError> {
         let key: Key = key.parse()?;
-        self.action("route", &RouteRequest { v: VERSION, key: key.to_string(), nbytes, consistency }).await
+        self.action("route", &RouteRequest::new(VERSION, &key, nbytes, options)).await
     }
 }
 

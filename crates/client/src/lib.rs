@@ -93,5 +93,7 @@ pub use segments::ManyEvent;
 pub use sira_tensor::kv::{KvField, KvPart, KvSpec, Rope, RopeStyle, StateKind};
 pub use sira_tensor::{DType, TensorError, TensorSpec};
 pub use sira_wire::many::{DeleteManyAnswer, DeletePrefixAnswer, FailedKey, PrefixRequest};
-pub use sira_wire::namespace::{KvSpecAnswer, Mode, NamespaceEntry, NamespaceOperations, Policy, PolicyOrigin, RouteAnswer, RouteStep};
+pub use sira_wire::namespace::{
+    KvSpecAnswer, Mode, NamespaceEntry, NamespaceOperations, Policy, PolicyOrigin, RouteAnswer, RouteCandidate, RouteOptions, RouteStep,
+};
 pub use sira_wire::{Code, Condition, Consistency, Entry, ListAnswer, ListRequest, PartEntry, PutAnswer, PutOptions, WireError};

@@ -137,8 +137,8 @@ pub(crate) async fn run(store: &StorageClient, action: &Action) -> Result<Vec<u8
             json(&store.reset_namespace(&request.namespace).await.map_err(of_store)?)
         }
         "route" => {
-            let (key, request) = RouteRequest::parse(body).map_err(wire)?;
-            json(&store.route(&key, request.nbytes, request.consistency).map_err(of_store)?)
+            let (key, nbytes, options) = RouteRequest::parse(body).map_err(wire)?;
+            json(&store.route(&key, nbytes, &options).await.map_err(of_store)?)
         }
         "CancelFlightInfo" => Ok(CancelFlightInfoResult { status: CancelStatus::NotCancellable as i32 }.encode_to_vec()),
         "RenewFlightEndpoint" => Err(unsupported("tickets do not expire; there is nothing to renew")),

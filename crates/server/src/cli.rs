@@ -75,10 +75,10 @@ enum Command {
     },
     /// Delete tensors; all are tried, even when one is not there.
     Rm(RemoveArgs),
-    /// Show the server's counts, bytes and limits, as JSON.
+    /// Show what a server has done, and how each of its backends does: counts, times, bytes, limits.
     Stats {
-        /// Changes nothing: the answer is JSON anyway
-        #[arg(long, hide = true)]
+        /// All that the server says, as one line of JSON
+        #[arg(long)]
         json: bool,
     },
     /// Watch a server: rates and bytes of each tier and namespace, and memory.
@@ -181,7 +181,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Ls(args) => runtime(false)?.block_on(commands::list(server, &args)),
         Command::Info { key, json: _ } => runtime(false)?.block_on(commands::info(server, &key)),
         Command::Rm(args) => runtime(false)?.block_on(commands::remove(server, &args)),
-        Command::Stats { json: _ } => runtime(false)?.block_on(commands::stats(server)),
+        Command::Stats { json } => runtime(false)?.block_on(commands::stats(server, json)),
         Command::Top(args) => runtime(false)?.block_on(commands::top(server, &args)),
         Command::Route(args) => runtime(false)?.block_on(commands::route(server, &args)),
         Command::Ns(command) => runtime(false)?.block_on(commands::namespace(server, command)),

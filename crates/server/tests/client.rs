@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::{TryStreamExt, stream};
 use sira_client::{
     Client, ClientError, Code, Condition, DType, GetManyOptions, GetOptions, KvSpec, LookupOptions, Mode, PartData, Policy, PolicyOrigin,
-    PutEntry, PutOptions, TensorSpec,
+    PutEntry, PutOptions, RouteOptions, TensorSpec,
 };
 
 #[allow(dead_code, reason = "each test file uses its own part of it")]
@@ -230,7 +230,7 @@ async fn kv_specs_are_demanded_and_namespaces_governed() {
     let entry = entries.iter().find(|entry| entry.namespace == "kv").unwrap();
     assert_eq!((entry.keys, entry.origin), (1, PolicyOrigin::Action));
     assert_eq!(client.reset_namespace("kv").await.unwrap().policy, Policy::default());
-    let route = client.route("kv/c", 1 << 20, None).await.unwrap();
+    let route = client.route("kv/c", 1 << 20, &RouteOptions::default()).await.unwrap();
     assert!(!route.backend.is_empty() && !route.inline && !route.steps.is_empty(), "{route:?}");
 }
 

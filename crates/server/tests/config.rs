@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sira::config::{AdminListen, Backend, Config, ConfigError, Flags, ObjectPlace, RocksCompression, Sources};
+use sira::config::{AdminListen, Backend, Choice, Choose, Config, ConfigError, Flags, ObjectPlace, RocksCompression, Sources};
 use sira_wire::Consistency;
 use sira_wire::namespace::Mode;
 
@@ -48,8 +48,6 @@ fn the_seeds_example_is_refused_by_name_and_line_where_it_asks_for_what_is_not_b
         ("sira.toml:4", "`storage.cache_ttl_default` is not part of this version"),
         ("sira.toml:9", "kind `redis` is planned"),
         ("sira.toml:14", "kind `postgres` is planned"),
-        ("sira.toml:25", "`intelligent` is not part of this version"),
-        ("sira.toml:26", "`storage.routing.rebalance_interval` is not part of this version"),
         ("sira.toml:33", "encryption at rest is not part of this version"),
         ("sira.toml:39", "`storage.monitoring.alert_on_high_latency` is not part of this version"),
         ("sira.toml:40", "`storage.monitoring.alert_on_storage_full` is not part of this version"),
@@ -66,7 +64,6 @@ fn seed_changed() -> String {
     cut(SEED, "[storage.backends.redis]", "[storage.backends.rocksdb]")
         .replace("cache_ttl_default = 3600\n", "")
         .replace("default_backend = \"redis\"", "default_backend = \"rocksdb\"")
-        .replace("strategy = \"intelligent\"\nrebalance_interval = 300", "strategy = \"rules\"")
         .replace("enabled = true", "enabled = false")
         .replace("alert_on_high_latency = true", "alert_on_high_latency = false")
         .replace("alert_on_storage_full = true", "alert_on_storage_full = false")
@@ -80,6 +77,9 @@ fn the_seeds_example_loads_when_changed_only_there() {
     assert!(storage.enable_caching);
     assert_eq!(storage.codec, "zstd:3".parse().unwrap());
     assert_eq!(storage.metrics_interval, Some(Duration::from_secs(60)));
+    // Memory takes part only where it is asked to.
+    assert_eq!(storage.routing.last, Some(Choice { backends: vec!["rocksdb".into()], choose: Choose::Fastest }));
+    assert_eq!(storage.routing.rebalance_interval, Duration::from_secs(300));
     assert_eq!(storage.consistency, Consistency::Eventual);
     assert_eq!(storage.backends.keys().collect::<Vec<_>>(), ["memory", "rocksdb"]);
     assert_eq!(storage.backends["memory"], Backend::Memory { max_size: GIB });
@@ -118,6 +118,46 @@ fn namespaces_are_read_and_held_against_the_backends() {
 }
 
 #[test]
+fn routing_is_read_whole_and_reads_back() {
+    let text = "\
+[storage.routing]
+strategy = \"cost\"
+backends = [\"object\", \"rocksdb\"]
+rebalance_interval = \"1m\"
+health_check_interval = \"2s\"
+recovery_delay = \"5s\"
+expected_life = \"7d\"
+costs.object = { puts = 5, gets = 0.4, gib_month = 0.023 }
+costs.rocksdb = { gib_month = 0.1 }
+[[storage.routing.rules]]
+pattern = \"kv/*\"
+min_size = \"1 MiB\"
+dtypes = [\"BF16\", \"float16\"]
+axes = [\"token\", \"head\"]
+kv_model = \"meta-llama/*\"
+backends = [\"rocksdb\", \"object\"]
+choose = \"fastest\"
+";
+    let config = load(text).unwrap();
+    let routing = &config.storage.routing;
+    assert_eq!((routing.last.as_ref().unwrap().choose, routing.expected_life), (Choose::Cheapest, Duration::from_secs(7 * 86_400)));
+    assert_eq!((routing.costs["object"].gets, routing.costs["rocksdb"].puts, routing.costs["rocksdb"].gib_month), (0.4, 0.0, 0.1));
+    assert_eq!((routing.health_check_interval, routing.recovery_delay), (Duration::from_secs(2), Duration::from_secs(5)));
+    let rule = &routing.rules[0];
+    assert_eq!(rule.dtypes.iter().map(|dtype| dtype.name()).collect::<Vec<_>>(), ["bfloat16", "float16"]);
+    assert_eq!(
+        (rule.axes.len(), rule.choice.choose, rule.choice.backends.as_slice()),
+        (2, Choose::Fastest, &["rocksdb".into(), "object".into()][..])
+    );
+    let shown = config.to_string();
+    assert_eq!(load(&shown).unwrap_or_else(|error| panic!("{error}\n{shown}")), config, "{shown}");
+    // In the environment, too.
+    let environment = [("SIRA_STORAGE__ROUTING__STRATEGY", "performance"), ("SIRA_STORAGE__ROUTING__BACKENDS", "['object']")];
+    assert_eq!(load_with("", &environment).unwrap().storage.routing.last.unwrap().backends, ["object"]);
+    assert_eq!(load_with("", &[("SIRA_STORAGE__ROUTING__COSTS__OBJECT__GETS", "0.5")]).unwrap().storage.routing.costs["object"].gets, 0.5);
+}
+
+#[test]
 fn without_anything_the_defaults_work() {
     let config = Config::load(&Sources { machine_memory: Some(3 * GIB), ..Sources::default() }).unwrap();
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:9095");
@@ -126,8 +166,8 @@ fn without_anything_the_defaults_work() {
     assert_eq!(config.storage.default_backend, "rocksdb");
     assert_eq!(config.storage.backends["rocksdb"].folder(), Some(Path::new("./data/rocksdb")));
     assert_eq!(config.storage.backends["object"].folder(), Some(Path::new("./data/object")));
-    let [rule] = &config.storage.rules[..] else { panic!("{:?}", config.storage.rules) };
-    assert_eq!((rule.min_size, rule.backend.as_str()), (Some(8 << 20), "object"));
+    let [rule] = &config.storage.routing.rules[..] else { panic!("{:?}", config.storage.routing) };
+    assert_eq!((rule.min_size, rule.choice.backends.concat().as_str()), (Some(8 << 20), "object"));
     // A file that says nothing of backends keeps the built-in ones.
     assert_eq!(load("[storage]\ndefault_backend = \"object\"").unwrap().storage.backends, config_of_8_gib().storage.backends);
 }
@@ -141,7 +181,7 @@ fn the_sample_loads_and_what_is_shown_reads_back_as_the_same() {
     let sample = load(SAMPLE).unwrap();
     let url = ObjectPlace::Url("s3://tensors/sira".into());
     assert!(matches!(&sample.storage.backends["bucket"], Backend::Object { place, options, .. } if *place == url && options.len() == 3));
-    assert!(sample.storage.rules[0].pattern.as_ref().unwrap().compile_matcher().is_match("scratch/a/b"));
+    assert!(sample.storage.routing.rules[0].pattern.as_ref().unwrap().compile_matcher().is_match("scratch/a/b"));
     for config in [sample, load(&seed_changed()).unwrap(), config_of_8_gib()] {
         let shown = config.to_string();
         assert_eq!(load(&shown).unwrap_or_else(|error| panic!("{error}\n{shown}")), config, "{shown}");
@@ -178,7 +218,7 @@ fn the_environment_is_over_the_file_and_flags_are_over_both() {
     assert_eq!(config.storage.codec.to_string(), "planes+zstd:9");
     assert!(matches!(&config.storage.backends["object"], Backend::Object { place: ObjectPlace::Url(_), .. }));
     assert_eq!(config.storage.backends["rocksdb"].folder(), Some(Path::new("b/rocksdb")));
-    let [rule] = &config.storage.rules[..] else { panic!("{:?}", config.storage.rules) };
+    let [rule] = &config.storage.routing.rules[..] else { panic!("{:?}", config.storage.routing) };
     let glob = rule.pattern.as_ref().unwrap().compile_matcher();
     assert!(glob.is_match("cache:ns/a/b") && !glob.is_match("data:ns/a"));
 }
@@ -326,7 +366,39 @@ fn whatever_is_wrong_is_refused_with_its_line_and_what_would_be_right() {
         ("[storage.backends.file]\npath = \"./data\"", "1", "holds Sira's own files"),
         ("[storage.backends.rocksdb]\n[storage.backends.file]\n[storage]\nttl_default = 1", "3", "`storage.default_backend` is needed"),
         ("[storage.backends]", "1", "names no backend"),
-        ("[storage.routing]\nstrategy = \"random\"", "2", "routing strategy `random` is unknown; there is `rules`"),
+        ("[storage.routing]\nstrategy = \"random\"", "2", "must be one of `rules`, `performance`, `intelligent`, `cost`, `load_balanced`"),
+        ("[storage.routing]\nstrategy = \"performence\"", "2", "did you mean `performance`?"),
+        ("[storage.routing]\nbackends = [\"object\"]", "2", "needs a `strategy` that chooses among them"),
+        ("[storage.routing]\nstrategy = \"cost\"", "2", "what do `object`, `rocksdb` cost? Each needs a [storage.routing.costs.NAME]"),
+        ("[storage.routing]\nstrategy = \"performance\"\nbackends = [\"rocksdb\", \"objct\"]", "3", "did you mean `object`?"),
+        ("[storage.routing]\nstrategy = \"performance\"\nbackends = [\"rocksdb\", \"rocksdb\"]", "3", "names `rocksdb` twice"),
+        ("[storage.routing]\nstrategy = \"performance\"\nbackends = []", "3", "names 0 backends"),
+        ("[storage.routing]\nstrategy = \"performance\"\nbackends = \"rocksdb\"", "3", "must be a list of texts"),
+        ("[storage.routing]\nrebalance_interval = 0", "2", "must be a duration"),
+        ("[storage.routing.costs.rocksdb]\nputs = -1.5", "2", "must be a number from 0"),
+        ("[storage.routing.costs.rocksdb]\nputs = nan", "2", "must be a number from 0"),
+        ("[storage.routing.costs.rocksdb]\nputs = \"5\"", "2", "must be a number from 0"),
+        ("[storage.routing.costs.rocksdb]\nput = 5", "2", "did you mean `puts`?"),
+        ("[storage.routing.costs.rocksbd]\nputs = 5", "1", "did you mean `rocksdb`?"),
+        (
+            "[[storage.routing.rules]]\npattern = \"a*\"\nbackends = [\"object\", \"rocksdb\"]\nchoose = \"cheapest\"",
+            "3",
+            "what do `object`, `rocksdb` cost?",
+        ),
+        (
+            "[[storage.routing.rules]]\npattern = \"a*\"\nbackends = [\"object\"]\nchoose = \"fast\"",
+            "4",
+            "one of `first`, `key`, `least_loaded`",
+        ),
+        ("[[storage.routing.rules]]\npattern = \"a*\"\nbackend = \"object\"\nbackends = [\"object\"]", "4", "write one of the two"),
+        ("[[storage.routing.rules]]\npattern = \"a*\"\nbackend = \"object\"\nchoose = \"key\"", "4", "of which there is one"),
+        (
+            "[[storage.routing.rules]]\ndtypes = [\"bfloat17\"]\nbackend = \"object\"",
+            "2",
+            "\"bfloat17\" is no element type; there are `bool`",
+        ),
+        ("[[storage.routing.rules]]\nkv_model = \"a{b\"\nbackend = \"object\"", "2", "`storage.routing.rules[0].kv_model` is not a glob"),
+        ("[[storage.routing.rules]]\naxes = [1]\nbackend = \"object\"", "2", "must be a list of texts"),
         ("[storage.routing]\nrules = [{ pattern = \"a{b\", backend = \"object\" }]", "2", "is not a glob"),
         ("[storage.routing]\nrules = [{ pattern = \"a*\" }]", "2", "needs a `backend`"),
         ("[storage.routing]\nrules = [{ backend = \"object\" }]", "2", "needs a `pattern`, a `min_size` or a `max_size`"),

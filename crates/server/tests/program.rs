@@ -82,7 +82,9 @@ fn tensors_go_in_and_come_out_and_outlive_the_server() {
     assert_eq!(lines[1][..5], ["t/a", "1000x300", "uint32", "1.1", "MiB"]);
     assert_eq!(lines.len(), 4);
     assert_eq!(server.ok(at, &["ls", "t/", "--limit", "1"]).lines().count(), 2);
-    assert!(server.ok(at, &["stats"]).contains("\"puts\": 3"));
+    assert!(server.ok(at, &["stats"]).starts_with("3 puts of 2.3 MiB, "));
+    let stats: serde_json::Value = serde_json::from_str(&server.ok(at, &["stats", "--json"])).unwrap();
+    assert_eq!(stats["operations"]["puts"], 3);
 
     let (code, stderr) = server.stop();
     assert_eq!(code, 0, "{stderr}");

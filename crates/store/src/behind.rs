@@ -13,10 +13,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::catalog::Presence;
 use crate::client::{Inner, Tier};
 use crate::coding::{Awaited, PartFacts};
+use crate::fitness::Standing;
 use crate::hot::HotPart;
 use crate::ledger::Reservation;
 use crate::namespaces::Promise;
 use crate::part::{PartPlan, PartSpec};
+use crate::placement::{UnderWay, Wanted};
 use crate::record::{Part, TensorRecord};
 use crate::sink::ChunkSink;
 use crate::write::INLINE_BYTES;
@@ -35,6 +37,8 @@ pub(crate) struct Behind {
 
 struct Waiting {
     record: TensorRecord,
+    /// The backend that was chosen when it was put; another one only if that is out by then.
+    home: String,
     /// One for each part of the record.
     parts: Vec<Arc<HotPart>>,
     _permit: OwnedSemaphorePermit,
@@ -58,8 +62,15 @@ impl Behind {
         self.free.clone().try_acquire_many_owned(u32::try_from(bytes.div_ceil(UNIT)).ok()?).ok()
     }
 
-    pub fn insert(&self, record: TensorRecord, parts: Vec<Arc<HotPart>>, permit: OwnedSemaphorePermit, promise: Option<Promise>) {
-        self.waiting.lock().insert(record.key.to_string(), Waiting { record, parts, _permit: permit, promise });
+    pub fn insert(
+        &self,
+        record: TensorRecord,
+        home: String,
+        parts: Vec<Arc<HotPart>>,
+        permit: OwnedSemaphorePermit,
+        promise: Option<Promise>,
+    ) {
+        self.waiting.lock().insert(record.key.to_string(), Waiting { record, home, parts, _permit: permit, promise });
     }
 
     /// Whether nothing waits.
@@ -147,11 +158,11 @@ pub(crate) async fn write_all(inner: &Arc<Inner>) -> Result<(), StoreError> {
 
 /// Writes the waiting record of `key` to its home. Whoever replaced it meanwhile wins.
 async fn write(inner: &Arc<Inner>, key: &Key) -> Result<(), StoreError> {
-    let waiting = inner.behind.waiting.lock().get(key.as_str()).map(|w| (w.record.clone(), w.parts.clone()));
-    let Some((mut record, parts)) = waiting else { return Ok(()) };
+    let waiting = inner.behind.waiting.lock().get(key.as_str()).map(|w| (w.record.clone(), w.home.clone(), w.parts.clone()));
+    let Some((mut record, chosen, parts)) = waiting else { return Ok(()) };
     let write_id = record.write_id.clone();
-    let specs: Vec<PartSpec> = record.parts.iter().map(Part::declared).collect();
-    let home = inner.place(key, &specs, record.nbytes(), record.consistency)?;
+    let home = home(inner, &chosen, &record).await?;
+    let _under_way = UnderWay::begin(&home, record.nbytes());
     let chunked = record.nbytes() > INLINE_BYTES;
     if chunked {
         ChunkSink::announce(inner, &home, key, &write_id)?;
@@ -178,6 +189,22 @@ async fn write(inner: &Arc<Inner>, key: &Key) -> Result<(), StoreError> {
         upkeep::sweep(inner, &home, &write_id).await?;
     }
     Ok(())
+}
+
+/// The home that was chosen when it was put, or another one if that is out.
+async fn home(inner: &Arc<Inner>, chosen: &str, record: &TensorRecord) -> Result<Arc<Tier>, StoreError> {
+    let home = inner.tier(chosen)?;
+    if home.meter.fitness.standing() != Standing::Out {
+        return Ok(home);
+    }
+    let kv_spec = match &record.kv_spec {
+        Some(hash) => inner.kv_specs.get(inner, hash).await.ok(),
+        None => None,
+    };
+    let specs: Vec<PartSpec> = record.parts.iter().map(Part::declared).collect();
+    let ttl = record.expires_ms.map(|end| end.saturating_sub(inner.now()) / 1000);
+    let (nbytes, consistency) = (record.nbytes(), record.consistency);
+    inner.place(&record.key, &specs, &Wanted { kv_spec: kv_spec.as_deref(), nbytes, consistency, demanded: true, ttl })
 }
 
 /// Stores the parts of a record: all inside it where they are small together, otherwise chunk by chunk.

@@ -11,7 +11,7 @@ use sira_backend::{BackendError, HealthStatus, Payload, StorageBackend, StorageS
 use sira_codec::{Chain, DefaultChain};
 use sira_tensor::TensorSpec;
 use sira_wire::many::DATA;
-use sira_wire::namespace::{Policy, RouteStep};
+use sira_wire::namespace::Policy;
 use sira_wire::{Condition, Consistency, Entry, Key, PARTS, PartEntry, PutAnswer};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
@@ -31,12 +31,12 @@ use crate::pins::Pins;
 use crate::read::Reader;
 use crate::record::{Part, TensorRecord};
 use crate::region::Pool;
-use crate::router::{PlacementRequest, Router, RoutingStrategy};
+use crate::router::{Router, RoutingStrategy};
 use crate::seams::Seams;
 use crate::snapshot::{Demands, Snapshot};
 use crate::stats::{Counters, StoreStats};
 use crate::write::Writer;
-use crate::{StoreError, memory, upkeep};
+use crate::{StoreError, fitness, memory, upkeep};
 
 /// Stripes of the key locks: commits of different keys rarely meet.
 const STRIPES: usize = 256;
@@ -84,6 +84,10 @@ pub struct StoreOptions {
     pub reap_interval: Duration,
     /// How often everything stored is verified; `None` never.
     pub scrub_interval: Option<Duration>,
+    /// How often backends are asked whether they are well.
+    pub health_check_interval: Duration,
+    /// How long a backend that was not well must have been so again before it gets new tensors.
+    pub recovery_delay: Duration,
 }
 
 impl Default for StoreOptions {
@@ -103,6 +107,8 @@ impl Default for StoreOptions {
             orphan_age: Duration::from_secs(86_400),
             reap_interval: Duration::from_secs(1),
             scrub_interval: None,
+            health_check_interval: Duration::from_secs(10),
+            recovery_delay: Duration::from_secs(30),
         }
     }
 }
@@ -152,7 +158,7 @@ pub(crate) struct Inner {
     pub stopping: AtomicBool,
     pub nudge: Arc<Notify>,
     pub writers: AtomicU64,
-    router: RwLock<Router>,
+    pub router: RwLock<Router>,
     tiers: RwLock<BTreeMap<String, Arc<Tier>>>,
     locks: Vec<Mutex<()>>,
     /// Held by whoever moves a part to memory that can be shared.
@@ -243,8 +249,8 @@ impl StorageClient {
 
     /// Adds a backend under `name`; a second one of that name replaces it.
     pub fn register_backend(&self, name: &str, backend: Arc<dyn StorageBackend>) {
-        let meter = Arc::<Meter>::default();
-        let backend = Arc::new(Observed::new(backend, meter.clone()));
+        let meter = Arc::new(Meter::new(self.inner.options.recovery_delay));
+        let backend = Arc::new(Observed::new(name, backend, meter.clone()));
         let (name, roomy_until) = (name.to_string(), parking_lot::Mutex::new(None));
         let tier = Arc::new(Tier { name, backend, meter, health: Question::default(), stats: Question::default(), roomy_until });
         self.inner.tiers.write().insert(tier.name.clone(), tier);
@@ -266,6 +272,7 @@ impl StorageClient {
             self.inner.shrink(&namespace).await?;
         }
         upkeep::spawn(&self.inner);
+        fitness::watch(&self.inner);
         Ok(())
     }
 
@@ -430,17 +437,6 @@ impl Inner {
 
     pub fn record_tier(&self) -> Result<Arc<Tier>, StoreError> {
         self.tier(&self.options.record_backend)
-    }
-
-    /// The home of a put of these parts.
-    pub fn place(&self, key: &Key, parts: &[PartSpec], nbytes: u64, consistency: Consistency) -> Result<Arc<Tier>, StoreError> {
-        let first = parts.first().ok_or_else(|| StoreError::Internal("a put without parts".into()))?;
-        self.tier(&self.router.read().select_backend(&PlacementRequest { key, spec: &first.spec, nbytes, consistency }))
-    }
-
-    /// Each routing strategy and its answer; the last one decides.
-    pub fn explain(&self, request: &PlacementRequest<'_>) -> Vec<RouteStep> {
-        self.router.read().explain(request)
     }
 
     /// Whoever commits a record of `key` holds this.

@@ -52,6 +52,7 @@ impl Inner {
     pub async fn commit_behind(
         self: &Arc<Self>,
         commit: &mut Commit,
+        home: &str,
         parts: Vec<Arc<HotPart>>,
         permit: OwnedSemaphorePermit,
         promise: Option<Promise>,
@@ -59,7 +60,7 @@ impl Inner {
         let key = commit.record.key.clone();
         let _turn = self.lock(&key).await;
         let created = self.number(commit)?;
-        self.behind.insert(commit.record.clone(), parts, permit, promise);
+        self.behind.insert(commit.record.clone(), home.to_owned(), parts, permit, promise);
         self.namespaces.of(key.namespace()).used(&key);
         self.nudge.notify_one();
         Ok(created)

@@ -14,6 +14,7 @@ mod digest;
 mod encoded;
 mod error;
 mod evict;
+mod fitness;
 #[doc(hidden)]
 pub mod fuzz;
 #[allow(missing_docs, unsafe_code, unused_qualifications, clippy::all, clippy::unwrap_used)]
@@ -32,6 +33,7 @@ mod namespaces;
 pub mod observe;
 mod part;
 mod pins;
+mod placement;
 mod policies;
 mod read;
 mod record;
@@ -50,13 +52,18 @@ mod write;
 pub use client::{StorageClient, StoreOptions, WriteOptions};
 pub use encoded::{EncodedChunk, EncodedReader};
 pub use error::StoreError;
-pub use observe::{Operation, Request};
+pub use fitness::Standing;
+pub use observe::{Direction, Operation, Request, Speed, Speeds};
 pub use part::PartSpec;
 pub use read::{Hold, Reader, SHARED_BYTES};
-pub use router::{PlacementRequest, Router, RoutingStrategy, Rule};
+pub use router::{
+    Balance, Candidate, Cheapest, Fastest, Group, Load, Match, PlacementRequest, Price, Router, RoutingStrategy, Rule, View, Why,
+};
 pub use seams::{Clock, Seams, Spawner};
 pub use share::Shared;
 pub use snapshot::{Demands, Snapshot};
-pub use stats::{BackendStats, CallStats, CodecStats, CodingStats, CodingTimes, Measurements, MemoryStats, OperationStats, StoreStats};
+pub use stats::{
+    BackendStats, CallStats, CodecStats, CodingStats, CodingTimes, DeviceStats, Measurements, MemoryStats, OperationStats, StoreStats,
+};
 pub use upkeep::ScrubReport;
 pub use write::{EncodedWriter, Writer};

@@ -5,10 +5,12 @@ mod ask;
 mod codecs;
 mod latency;
 mod requests;
+mod speed;
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,6 +26,10 @@ use latency::Table;
 pub use latency::{BUCKETS, Latency, Measured};
 pub(crate) use requests::Requests;
 pub use requests::{Operation, Request};
+pub(crate) use speed::class;
+pub use speed::{Direction, Speed, Speeds};
+
+use crate::fitness::{self, Fitness};
 
 /// What a backend can be asked to do, in the order of [`Call`].
 const CALLS: [&str; 8] = ["put", "get", "delete", "exists", "list_keys", "batch", "stats", "health_check"];
@@ -69,6 +75,14 @@ pub(crate) struct Meter {
     stored: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
+    /// How fast it has been lately.
+    pub speeds: Speeds,
+    /// Whether it is fit for new tensors.
+    pub fitness: Fitness,
+    /// Calls that have begun and not ended.
+    pub calls_under_way: AtomicU64,
+    /// Bytes of puts under way whose home it is.
+    pub puts_under_way: AtomicU64,
 }
 
 /// Counters of one backend since it was registered.
@@ -91,6 +105,10 @@ pub struct BackendMeasurements {
 }
 
 impl Meter {
+    pub fn new(recovery_delay: Duration) -> Meter {
+        Meter { fitness: Fitness::new(recovery_delay), ..Meter::default() }
+    }
+
     /// Counts a chunk of `raw` bytes that was stored in `stored`.
     pub fn encoded(&self, raw: u64, stored: u64) {
         self.raw.fetch_add(raw, Ordering::Relaxed);
@@ -124,40 +142,71 @@ struct Timer<'a> {
     begun: Instant,
 }
 
+impl<'a> Timer<'a> {
+    fn begin(meter: &'a Meter, call: Call) -> Timer<'a> {
+        meter.calls_under_way.fetch_add(1, Ordering::Relaxed);
+        Timer { meter, call, outcome: CANCELLED, begun: Instant::now() }
+    }
+}
+
 impl Drop for Timer<'_> {
     fn drop(&mut self) {
+        self.meter.calls_under_way.fetch_sub(1, Ordering::Relaxed);
         self.meter.calls.record(self.call as usize, self.outcome, self.begun.elapsed());
     }
 }
 
 /// A backend that counts and times what it is asked, and passes everything on as it is.
 pub(crate) struct Observed {
+    name: String,
     backend: Arc<dyn StorageBackend>,
     meter: Arc<Meter>,
 }
 
 impl Observed {
-    pub fn new(backend: Arc<dyn StorageBackend>, meter: Arc<Meter>) -> Observed {
-        Observed { backend, meter }
+    pub fn new(name: &str, backend: Arc<dyn StorageBackend>, meter: Arc<Meter>) -> Observed {
+        Observed { name: name.to_owned(), backend, meter }
     }
 
     async fn time<T>(&self, call: Call, answer: impl Future<Output = Result<T, BackendError>>) -> Result<T, BackendError> {
-        let mut timer = Timer { meter: &self.meter, call, outcome: CANCELLED, begun: Instant::now() };
+        let mut timer = Timer::begin(&self.meter, call);
         let answer = answer.await;
         timer.outcome = answer.as_ref().err().map_or(OK, outcome);
+        self.judge(call, answer.as_ref().err());
         answer
     }
 
-    fn came_in(&self, bytes: u64, outcome: &Result<PutOutcome, BackendError>) {
-        if matches!(outcome, Ok(PutOutcome::Written)) {
-            self.meter.bytes_in.fetch_add(bytes, Ordering::Relaxed);
+    /// What the end of a call says of the backend's fitness. Most errors are the caller's, or of one value alone.
+    fn judge(&self, call: Call, error: Option<&BackendError>) {
+        let failure: Option<&dyn std::fmt::Display> = match error {
+            None => None,
+            Some(error @ BackendError::Unavailable { .. }) => Some(error),
+            Some(_) => return,
+        };
+        // The watch judges what the backend says of itself.
+        if !matches!(call, Call::Stats | Call::HealthCheck) {
+            let writes = matches!(call, Call::Put | Call::Batch);
+            fitness::log(&self.name, self.meter.fitness.ended(writes, failure, Instant::now()));
         }
     }
 
-    fn went_out(&self, value: &Result<Option<Bytes>, BackendError>) {
-        if let Ok(Some(bytes)) = value {
-            self.meter.bytes_out.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    fn came_in(&self, bytes: u64, outcome: &Result<PutOutcome, BackendError>) -> bool {
+        let written = matches!(outcome, Ok(PutOutcome::Written));
+        if written {
+            self.meter.bytes_in.fetch_add(bytes, Ordering::Relaxed);
         }
+        written
+    }
+
+    fn went_out(&self, value: &Result<Option<Bytes>, BackendError>) -> Option<u64> {
+        let Ok(Some(bytes)) = value else { return None };
+        self.meter.bytes_out.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Some(bytes.len() as u64)
+    }
+
+    fn measured(&self, direction: Direction, bytes: u64, begun: Instant) {
+        let now = Instant::now();
+        self.meter.speeds.record(direction, bytes, now - begun, now);
     }
 }
 
@@ -168,15 +217,20 @@ impl StorageBackend for Observed {
     }
 
     async fn put(&self, name: &str, value: Payload, options: PutOptions) -> Result<PutOutcome, BackendError> {
-        let bytes = value.len();
+        let (bytes, begun) = (value.len(), Instant::now());
         let outcome = self.time(Call::Put, self.backend.put(name, value, options)).await;
-        self.came_in(bytes, &outcome);
+        if self.came_in(bytes, &outcome) {
+            self.measured(Direction::Put, bytes, begun);
+        }
         outcome
     }
 
     async fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Option<Bytes>, BackendError> {
+        let begun = Instant::now();
         let value = self.time(Call::Get, self.backend.get(name, range)).await;
-        self.went_out(&value);
+        if let Some(bytes) = self.went_out(&value) {
+            self.measured(Direction::Get, bytes, begun);
+        }
         value
     }
 
@@ -200,9 +254,10 @@ impl StorageBackend for Observed {
     async fn batch(&self, operations: Vec<BatchOperation>) -> Result<Vec<BatchResult>, BackendError> {
         let sizes = operations.iter().map(|operation| if let BatchOperation::Put { value, .. } = operation { value.len() } else { 0 });
         let sizes: Vec<u64> = sizes.collect();
-        let mut timer = Timer { meter: &self.meter, call: Call::Batch, outcome: CANCELLED, begun: Instant::now() };
+        let mut timer = Timer::begin(&self.meter, Call::Batch);
         let results = self.backend.batch(operations).await;
         timer.outcome = results.as_ref().err().map_or(OK, outcome);
+        self.judge(Call::Batch, results.as_ref().err());
         for (result, bytes) in results.iter().flatten().zip(sizes) {
             let failed = match result {
                 BatchResult::Put(answer) => {
@@ -225,19 +280,21 @@ impl StorageBackend for Observed {
     async fn health_check(&self) -> Result<HealthStatus, BackendError> {
         self.time(Call::HealthCheck, self.backend.health_check()).await
     }
+
+    fn device_bytes_written(&self) -> Option<u64> {
+        self.backend.device_bytes_written()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use sira_backend::conformance::{self, Fixture};
     use sira_backend::memory::MemoryBackend;
 
     use super::*;
 
     fn observed(limit: u64) -> Observed {
-        Observed::new(Arc::new(MemoryBackend::new(limit)), Arc::default())
+        Observed::new("memory", Arc::new(MemoryBackend::new(limit)), Arc::default())
     }
 
     fn count(meter: &Meter, call: Call, outcome: &str) -> u64 {
@@ -319,7 +376,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_that_nobody_waits_for_is_counted_with_the_time_it_took() {
-        let backend = Observed::new(Arc::new(Hangs), Arc::default());
+        let backend = Observed::new("stuck", Arc::new(Hangs), Arc::default());
         tokio::time::timeout(Duration::from_secs(3), backend.get("a", None)).await.unwrap_err();
         let calls = backend.meter.read().calls;
         let row = calls.iter().find(|row| row.operation == "get" && row.outcome == "cancelled").unwrap();

@@ -6,15 +6,12 @@ use serde::{Deserialize, Serialize};
 use sira_backend::{Durability, PutMode, PutOptions};
 use sira_codec::Chain;
 use sira_tensor::kv::KvSpec;
-use sira_tensor::{DType, TensorSpec};
-use sira_wire::namespace::{CALIBRATIONS, KvSpecAnswer, Mode, NamespaceEntry, Policy, PolicyOrigin, RouteAnswer};
-use sira_wire::{Consistency, Key, WireError};
+use sira_wire::WireError;
+use sira_wire::namespace::{CALIBRATIONS, KvSpecAnswer, Mode, NamespaceEntry, Policy, PolicyOrigin};
 
 use crate::calibrations::{key_of, named};
 use crate::client::Inner;
 use crate::namespaces::{MEMORY, Namespace, POLICIES, policy_name};
-use crate::router::PlacementRequest;
-use crate::write::{INLINE_BYTES, level};
 use crate::{StorageClient, StoreError};
 
 /// Names or keys looked at in one go.
@@ -94,32 +91,6 @@ impl StorageClient {
     pub async fn kv_spec(&self, hash: &str) -> Result<KvSpecAnswer, StoreError> {
         let spec = self.inner.kv_specs.get(&self.inner, hash).await?;
         Ok(KvSpecAnswer { hash: hash.to_owned(), spec: (*spec).clone() })
-    }
-
-    /// Where a tensor of `nbytes` would go, and why.
-    pub fn route(&self, key: &Key, nbytes: u64, consistency: Option<Consistency>) -> Result<RouteAnswer, StoreError> {
-        let inner = &self.inner;
-        let (policy, namespace) = match inner.namespaces.find(key.namespace()) {
-            Some(namespace) => (namespace.policy(), Some(namespace)),
-            None => Default::default(),
-        };
-        let cache = policy.mode == Mode::Cache;
-        let default = policy.consistency.unwrap_or(if cache { Consistency::Weak } else { inner.options.consistency });
-        let spec = TensorSpec::new(DType::UInt8, vec![nbytes])?;
-        let request = PlacementRequest { key, spec: &spec, nbytes, consistency: consistency.unwrap_or(default) };
-        let steps = inner.explain(&request);
-        let backend = steps.last().and_then(|step| step.backend.clone()).unwrap_or_default();
-        let home = inner.tier(&backend)?;
-        let codec = namespace.as_ref().map(|namespace| namespace.codec(&backend)).transpose()?.flatten();
-        let hot = namespace.as_ref().map_or_else(|| inner.shared.clone(), |namespace| inner.hot(namespace));
-        Ok(RouteAnswer {
-            steps,
-            inline: nbytes <= INLINE_BYTES,
-            memory: hot.takes(nbytes),
-            codec: codec.map_or_else(|| inner.options.codec.to_string(), |chain| chain.to_string()),
-            consistency: level(inner, &home, consistency, default)?,
-            backend,
-        })
     }
 }
 

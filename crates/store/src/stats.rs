@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use sira_backend::StorageStats;
+use tokio::time::Instant;
 
 use crate::StorageClient;
-use crate::client::Inner;
+use crate::client::{Inner, Tier};
 use crate::coding::Coders;
+use crate::fitness::Standing;
 use crate::hot::HotTier;
 use crate::ledger::Ledger;
-use crate::observe::{BackendMeasurements, CodecMeasurements, Latency, Measured, Requests};
+use crate::observe::{BackendMeasurements, CodecMeasurements, Direction, Latency, Measured, Requests};
 
 /// Counters since the start.
 #[derive(Default)]
@@ -46,6 +48,18 @@ pub struct StoreStats {
     pub codecs: BTreeMap<String, CodecStats>,
     /// Processors that code chunks.
     pub coding: CodingStats,
+    /// What the whole process wrote to disks.
+    pub device: DeviceStats,
+}
+
+/// What the whole process wrote to disks: backends, catalog, logs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DeviceStats {
+    /// Bytes that the system counts for this process (`write_bytes` of `/proc/self/io`): pages that were written to, once each time they go to a
+    /// disk. `None` where the system does not say.
+    pub written_bytes: Option<u64>,
+    /// These for one raw byte put; `None` before the first.
+    pub written_per_byte_put: Option<f64>,
 }
 
 /// Processors that code chunks.
@@ -171,6 +185,18 @@ pub struct BackendStats {
     pub hit_ratio: Option<f64>,
     /// Bytes of chunks before they were encoded, for one byte stored here.
     pub compression_ratio: Option<f64>,
+    /// Bytes of values put in a second; what is a minute old counts half.
+    pub bytes_in_per_second: f64,
+    /// Bytes of values got in a second, likewise.
+    pub bytes_out_per_second: f64,
+    /// Bytes that it wrote to disks of this machine since it was opened, where it counts them.
+    pub device_bytes: Option<u64>,
+    /// These for one byte of values put: what logs and tidying up cost.
+    pub device_bytes_per_byte_in: Option<f64>,
+    /// Whether it gets new tensors: `fit`, or why it is degraded or out.
+    pub state: String,
+    /// Whether it gets none while another can take them.
+    pub out: bool,
     #[serde(skip)]
     raw_bytes: u64,
     #[serde(skip)]
@@ -190,6 +216,14 @@ pub struct CallStats {
     pub p95_ms: Option<f64>,
     /// Milliseconds that 99 of 100 did not exceed.
     pub p99_ms: Option<f64>,
+}
+
+impl DeviceStats {
+    fn now(put_bytes: u64) -> DeviceStats {
+        let io = std::fs::read_to_string("/proc/self/io").ok();
+        let written_bytes = io.and_then(|io| io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.trim().parse().ok()));
+        DeviceStats { written_bytes, written_per_byte_put: written_bytes.and_then(|written| ratio(written, put_bytes)) }
+    }
 }
 
 fn ratio(part: u64, whole: u64) -> Option<f64> {
@@ -226,7 +260,10 @@ fn calls(measured: &[Measured]) -> BTreeMap<&'static str, CallStats> {
 }
 
 impl BackendStats {
-    pub(crate) fn of(stats: Result<StorageStats, String>, measured: &BackendMeasurements) -> BackendStats {
+    pub(crate) fn of(tier: &Tier, stats: Result<StorageStats, String>) -> BackendStats {
+        let (measured, now) = (tier.meter.read(), Instant::now());
+        let rate = |direction| (tier.meter.speeds.rate(direction, now) * 10.0).round() / 10.0;
+        let device_bytes = tier.backend.device_bytes_written();
         let error = stats.as_ref().err().cloned();
         let stats = stats.unwrap_or_default();
         BackendStats {
@@ -240,6 +277,12 @@ impl BackendStats {
             bytes_out: measured.bytes_out,
             hit_ratio: ratio(measured.hits, measured.hits + measured.misses),
             compression_ratio: ratio(measured.raw_bytes, measured.stored_bytes),
+            bytes_in_per_second: rate(Direction::Put),
+            bytes_out_per_second: rate(Direction::Get),
+            device_bytes,
+            device_bytes_per_byte_in: device_bytes.and_then(|written| ratio(written, measured.bytes_in)),
+            state: tier.meter.fitness.describe(now),
+            out: tier.meter.fitness.standing() == Standing::Out,
             raw_bytes: measured.raw_bytes,
             stored_bytes: measured.stored_bytes,
         }
@@ -311,6 +354,7 @@ impl Counters {
             backends,
             codecs: coders.read().iter().map(|(family, measured)| (family.clone(), CodecStats::of(measured))).collect(),
             coding: CodingStats { limit: coders.count() as u64, waiting: coders.waiting() },
+            device: DeviceStats::now(of(&self.put_bytes)),
         }
     }
 }

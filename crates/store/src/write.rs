@@ -22,6 +22,7 @@ use crate::hot::HotPart;
 use crate::ledger::Reservation;
 use crate::namespaces::{Namespace, Promise, count};
 use crate::part::{PartPlan, PartSpec, PartWriter, Target};
+use crate::placement::{UnderWay, Wanted};
 use crate::record::{Part, TensorRecord};
 use crate::region::Region;
 use crate::sink::{ChunkSink, durability};
@@ -60,6 +61,7 @@ pub struct Writer {
     lossless: bool,
     derived_from_lossy: bool,
     home: Arc<Tier>,
+    _under_way: UnderWay,
     plans: Vec<Arc<PartPlan>>,
     /// Keeps the calibration artefacts that its codecs need.
     _calibrations: Vec<Use>,
@@ -108,7 +110,9 @@ impl Writer {
         let asked = options.consistency.filter(|_| artefact.is_none());
         let default = if artefact.is_some() { Some(Consistency::Strong) } else { policy.consistency };
         let default = default.unwrap_or(if namespace.is_cache() { Consistency::Weak } else { inner.options.consistency });
-        let home = inner.place(&key, &parts, nbytes, asked.unwrap_or(default))?;
+        let ttl = options.ttl.or(policy.ttl).or(inner.options.ttl).filter(|_| artefact.is_none());
+        let (kv_spec, consistency) = (followed.as_deref(), asked.unwrap_or(default));
+        let home = inner.place(&key, &parts, &Wanted { kv_spec, nbytes, consistency, demanded: asked.is_some(), ttl })?;
         let level = level(&inner, &home, asked, default)?;
         let (mut plans, mut calibrations) = (Vec::with_capacity(parts.len()), Vec::new());
         for part in parts {
@@ -141,10 +145,11 @@ impl Writer {
             kv_spec: options.kv_spec,
             write_id: inner.seams.write_id(),
             level,
-            ttl: options.ttl.or(policy.ttl).or(inner.options.ttl).filter(|_| artefact.is_none()),
+            ttl,
             condition: options.condition,
             lossless,
             derived_from_lossy: options.derived_from_lossy,
+            _under_way: UnderWay::begin(&home, nbytes),
             home,
             plans,
             _calibrations: calibrations,
@@ -374,7 +379,7 @@ impl Writer {
             Some(Course::Behind(permit, _)) => {
                 let kept = kept.into_iter().collect::<Option<Vec<_>>>();
                 let kept = kept.ok_or_else(|| StoreError::Internal("a put that waits without its bytes".into()))?;
-                self.inner.commit_behind(&mut commit, kept, permit, self.promise.take()).await?
+                self.inner.commit_behind(&mut commit, &self.home.name, kept, permit, self.promise.take()).await?
             }
             course => {
                 self.course = course;

@@ -13,7 +13,7 @@ use sira_backend::StorageBackend;
 use sira_store::{Demands, PartSpec, Seams, StorageClient, StoreError, WriteOptions};
 use sira_tensor::kv::KvSpec;
 use sira_wire::many::KeyList;
-use sira_wire::namespace::{Mode, Policy, PolicyOrigin};
+use sira_wire::namespace::{Mode, Policy, PolicyOrigin, RouteOptions};
 use sira_wire::{Code, Condition, Consistency, Key};
 
 async fn open(world: &World) -> StorageClient {
@@ -447,9 +447,9 @@ async fn policies_rule_over_puts() {
     for wrong in [policy(Mode::Store, "tape", 1), Policy { codecs: [("small".into(), "lzw".into())].into(), ..Policy::default() }] {
         assert!(store.set_namespace("x", wrong).await.is_err());
     }
-    let route = store.route(&key("big/x"), 1 << 20, None).unwrap();
+    let route = store.route(&key("big/x"), 1 << 20, &RouteOptions::default()).await.unwrap();
     assert_eq!((route.backend.as_str(), route.steps.len()), ("large", 1));
-    assert_eq!(store.route(&key("z/x"), 1 << 20, None).unwrap().codec, "zstd");
+    assert_eq!(store.route(&key("z/x"), 1 << 20, &RouteOptions::default()).await.unwrap().codec, "zstd");
 }
 
 #[tokio::test]

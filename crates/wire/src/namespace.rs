@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use sira_tensor::DType;
 use sira_tensor::kv::{KvSpec, MAX_KV_SPEC};
+use sira_tensor::shape::MAX_RANK;
 
 use crate::key::MAX_NAMESPACE;
 use crate::options::{check_kv_spec, check_ttl, refuse};
@@ -215,26 +217,70 @@ pub struct RouteRequest {
     pub key: String,
     /// Bytes of the tensor.
     pub nbytes: u64,
+    /// Element type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// Names of axes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub axes: Vec<String>,
+    /// Hash of the kv spec that it would follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_spec: Option<String>,
+    /// Seconds to live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<u64>,
     /// Level asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consistency: Option<Consistency>,
 }
 
+/// What may be said of a tensor besides its key and size, to ask where it would go. What is not said is as in a put that does not say it; without an
+/// element type it is a tensor of bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteOptions {
+    /// Element type.
+    pub dtype: Option<DType>,
+    /// Names of axes.
+    pub axes: Vec<String>,
+    /// Hash of a registered kv spec that it would follow.
+    pub kv_spec: Option<String>,
+    /// Seconds to live.
+    pub ttl: Option<u64>,
+    /// Level asked for.
+    pub consistency: Option<Consistency>,
+}
+
 impl RouteRequest {
-    /// Reads an action's body.
-    pub fn parse(body: &[u8]) -> Result<(Key, RouteRequest), WireError> {
-        let request: RouteRequest = parse("body", body)?;
-        Ok((request.key.parse()?, request))
+    /// The body that asks this.
+    pub fn new(v: u32, key: &Key, nbytes: u64, options: &RouteOptions) -> RouteRequest {
+        let RouteOptions { dtype, axes, kv_spec, ttl, consistency } = options.clone();
+        let dtype = dtype.map(|dtype| dtype.name().to_owned());
+        RouteRequest { v, key: key.to_string(), nbytes, dtype, axes, kv_spec, ttl, consistency }
+    }
+
+    /// Reads an action's body: key, bytes of the tensor, and what else is said of it.
+    pub fn parse(body: &[u8]) -> Result<(Key, u64, RouteOptions), WireError> {
+        let RouteRequest { v: _, key, nbytes, dtype, axes, kv_spec, ttl, consistency } = parse("body", body)?;
+        check_ttl(ttl)?;
+        kv_spec.as_deref().map_or(Ok(()), check_kv_spec)?;
+        if axes.len() > MAX_RANK {
+            return Err(refuse(format!("axes: {} names; a tensor has at most {MAX_RANK} axes", axes.len())));
+        }
+        let dtype = dtype.as_deref().map(crate::options::dtype).transpose()?;
+        Ok((key.parse()?, nbytes, RouteOptions { dtype, axes, kv_spec, ttl, consistency }))
     }
 }
 
 /// The answer of `route`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RouteAnswer {
     /// The backend that would become the tensor's home.
     pub backend: String,
     /// Each strategy that was asked, in its own words, and its answer; the last one decided.
     pub steps: Vec<RouteStep>,
+    /// Each backend as the strategies saw it, by name. None of an older server.
+    #[serde(default)]
+    pub candidates: Vec<RouteCandidate>,
     /// Whether the tensor would lie in its record, for being small.
     pub inline: bool,
     /// Whether memory would keep it, room permitting.
@@ -252,6 +298,35 @@ pub struct RouteStep {
     pub strategy: String,
     /// The backend it chose, if any.
     pub backend: Option<String>,
+    /// Why, in words for a person; may be empty.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// A backend as strategies see it. Speeds are of calls with about as many bytes as a chunk of the tensor has, faded by age; `None` where too few
+/// were made lately.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouteCandidate {
+    /// Its name.
+    pub backend: String,
+    /// Whether it is well, in words: `fit`, or why it is degraded or out.
+    pub state: String,
+    /// The strongest level that it keeps.
+    pub keeps: Consistency,
+    /// What speaks against choosing it at all, if something does.
+    pub against: Option<String>,
+    /// Milliseconds of a put.
+    pub put_ms: Option<f64>,
+    /// Bytes that one put moves in a second.
+    pub put_bytes_per_second: Option<f64>,
+    /// Milliseconds of a get.
+    pub get_ms: Option<f64>,
+    /// Bytes that one get moves in a second.
+    pub get_bytes_per_second: Option<f64>,
+    /// Calls under way right now.
+    pub calls_under_way: u64,
+    /// Raw bytes of puts under way whose home it is.
+    pub put_bytes_under_way: u64,
 }
 
 #[cfg(test)]
@@ -273,6 +348,31 @@ mod tests {
         ] {
             assert!(NamespaceRequest::parse(bad).is_err(), "{}", String::from_utf8_lossy(bad));
         }
+    }
+
+    #[test]
+    fn routes_are_asked_for_with_what_a_put_would_say() {
+        let options = RouteOptions { dtype: Some(DType::BFloat16), axes: vec!["token".into()], ttl: Some(60), ..RouteOptions::default() };
+        let key: Key = "kv/a".parse().unwrap();
+        let body = serde_json::to_vec(&RouteRequest::new(crate::VERSION, &key, 100, &options)).unwrap();
+        assert_eq!(RouteRequest::parse(&body).unwrap(), (key.clone(), 100, options));
+        // As older clients ask.
+        let plain = RouteRequest::parse(br#"{"v":1,"key":"kv/a","nbytes":7}"#).unwrap();
+        assert_eq!(plain, (key, 7, RouteOptions::default()));
+        let names = vec!["x"; MAX_RANK + 1];
+        for wrong in [
+            r#"{"v":1,"key":"kv/a","nbytes":7,"dtype":"bfloat17"}"#.to_owned(),
+            r#"{"v":1,"key":"kv/a","nbytes":7,"ttl":0}"#.to_owned(),
+            r#"{"v":1,"key":"kv/a","nbytes":7,"kv_spec":"x"}"#.to_owned(),
+            r#"{"v":1,"key":"kv/a","nbytes":-7}"#.to_owned(),
+            r#"{"v":1,"key":"kv/a","nbytes":7,"shape":[7]}"#.to_owned(),
+            serde_json::json!({ "v": 1, "key": "kv/a", "nbytes": 7, "axes": names }).to_string(),
+        ] {
+            assert!(RouteRequest::parse(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+        // What an older server answers is read.
+        let step: RouteStep = serde_json::from_str(r#"{"strategy":"default","backend":"rocksdb"}"#).unwrap();
+        assert_eq!((step.backend.as_deref(), step.reason.as_str()), (Some("rocksdb"), ""));
     }
 
     #[test]

@@ -270,3 +270,21 @@ async fn stats_know_the_disk_and_are_cheap() {
     eprintln!("a call of stats takes {:?}", start.elapsed() / 1000);
     drop(backend);
 }
+
+/// A value is written to the log, then to the files of its flush: twice and a little, and again when it is compacted.
+#[tokio::test]
+async fn what_is_written_to_the_disk_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = RocksOptions { write_buffer_bytes: 64 << 20, ..small() };
+    let backend = RocksBackend::open(folder.path(), options).unwrap();
+    let written = || backend.device_bytes_written().unwrap();
+    let begun = written();
+    for i in 0..16 {
+        put(&backend, &format!("v{i}"), 256 << 10).await.unwrap();
+    }
+    let logged = written() - begun;
+    assert!((4 << 20..(4 << 20) + (64 << 10)).contains(&logged), "{logged} bytes for 4 MiB in the log");
+    backend.inner.db.flush_cf(backend.inner.family(VALUES).unwrap()).unwrap();
+    let flushed = written() - begun;
+    assert!((8 << 20..(8 << 20) + (128 << 10)).contains(&flushed), "{flushed} bytes for 4 MiB in log and files");
+}

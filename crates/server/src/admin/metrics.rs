@@ -9,7 +9,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, MetricE
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use sira_store::observe::{BUCKETS, BackendMeasurements, CodecMeasurements, Latency, Measured};
-use sira_store::{Measurements, StoreStats};
+use sira_store::{BackendStats, Measurements, StoreStats};
 
 use super::State;
 use super::process::Process;
@@ -58,6 +58,7 @@ impl Collector for Snapshot {
             backends(&mut out, measured)?;
             codecs(&mut out, measured, stats)?;
             self.tiers(&mut out, stats)?;
+            placement(&mut out, stats)?;
             store(&mut out, stats)?;
         }
         Ok(())
@@ -156,6 +157,28 @@ impl Snapshot {
     }
 }
 
+/// What routing goes by, and what a byte costs the disks.
+fn placement(out: &mut Out<'_>, stats: &StoreStats) -> fmt::Result {
+    let of = |value: fn(&BackendStats) -> Option<f64>| {
+        let rows = stats.backends.iter().filter_map(move |(name, backend)| Some((vec![("backend", name.as_str())], value(backend)?)));
+        rows.collect::<Vec<_>>()
+    };
+    let fit = of(|backend| Some(f64::from(u8::from(!backend.out))));
+    out.gauge("sira_backend_fit", "1 while a backend gets new tensors; 0 while it does not, where another can take them", None, fit)?;
+    let rates = stats.backends.iter().flat_map(|(name, backend)| {
+        let ways = [("in", backend.bytes_in_per_second), ("out", backend.bytes_out_per_second)];
+        ways.map(|(way, rate)| (vec![("backend", name.as_str()), ("direction", way)], rate))
+    });
+    let help = "Bytes of values in a second; what is a minute old counts half";
+    out.gauge("sira_backend_throughput_bytes_per_second", help, None, rates)?;
+    let hits = of(|backend| backend.hit_ratio);
+    out.gauge("sira_backend_hit_ratio", "Share of gets of a backend's tensors answered from memory since the start", None, hits)?;
+    let written = stats.backends.iter().filter_map(|(name, backend)| Some((vec![("backend", name.as_str())], backend.device_bytes?)));
+    out.counter("sira_backend_device_written", "Bytes that a backend wrote to disks of this machine", Some(Unit::Bytes), written)?;
+    let help = "Bytes that a backend wrote to disks for one byte of values put, since it was opened";
+    out.gauge("sira_backend_write_amplification", help, None, of(|backend| backend.device_bytes_per_byte_in))
+}
+
 fn store(out: &mut Out<'_>, stats: &StoreStats) -> fmt::Result {
     let memory = &stats.memory;
     for (name, help, bytes) in [
@@ -169,6 +192,13 @@ fn store(out: &mut Out<'_>, stats: &StoreStats) -> fmt::Result {
     out.gauge("sira_hit_ratio", "Share of gets answered from memory since the start", None, alone(stats.hit_ratio))?;
     let help = "Bytes of chunks before they were encoded, for one byte stored, since the start";
     out.gauge("sira_compression_ratio", help, None, alone(stats.compression_ratio))?;
+    let written = stats.device.written_bytes.map(|bytes| (vec![], bytes));
+    out.counter(
+        "sira_device_written",
+        "Bytes that the whole process wrote to disks, as the system counts them",
+        Some(Unit::Bytes),
+        written,
+    )?;
     out.counter("sira_corrupt", "Chunks that failed their checksum", None, [(vec![], stats.operations.corrupt)])?;
     out.counter("sira_expired", "Keys that have expired", None, [(vec![], stats.operations.expired)])
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
-use sira_client::{Condition, Consistency};
+use sira_client::{Condition, Consistency, DType};
 
 use crate::config::units;
 use crate::formats::avro::Codec;
@@ -174,6 +174,18 @@ pub(crate) struct RouteArgs {
     /// Bytes of the tensor, or text such as 16MiB
     #[arg(long, value_parser = parse_size)]
     pub size: u64,
+    /// Element type, such as bfloat16
+    #[arg(long)]
+    pub dtype: Option<DType>,
+    /// Names of the axes, joined by commas: layer,kv,token,head,dim
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub axes: Vec<String>,
+    /// Hash of a registered kv spec that it would follow
+    #[arg(long, value_name = "HASH")]
+    pub spec: Option<String>,
+    /// How long it would be kept: seconds, or text such as 90m or 7d
+    #[arg(long, value_parser = parse_ttl)]
+    pub ttl: Option<Duration>,
     /// When the put would be acknowledged: strong, eventual or weak
     #[arg(long, value_name = "LEVEL")]
     pub consistency: Option<Consistency>,

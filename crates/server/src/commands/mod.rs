@@ -15,6 +15,7 @@ mod put_many;
 mod remove;
 mod route;
 mod spec;
+mod stats;
 mod table;
 mod top;
 
@@ -37,6 +38,7 @@ pub(crate) use put::put;
 pub(crate) use remove::remove;
 pub(crate) use route::route;
 pub(crate) use spec::spec;
+pub(crate) use stats::stats;
 pub(crate) use top::top;
 
 /// Writes text and a line end to standard output. A reader that has seen enough (`| head`) is no failure.
@@ -120,11 +122,6 @@ fn first_token(path: &str, text: &str) -> Result<String, Failure> {
 /// `sira info`.
 pub(crate) async fn info(server: Server<'_>, key: &str) -> Result<(), Failure> {
     print_json(&server.connect().await?.info(key).await?)
-}
-
-/// `sira stats`.
-pub(crate) async fn stats(server: Server<'_>) -> Result<(), Failure> {
-    print_json(&server.connect().await?.stats().await?)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 
 use super::units::{exact_duration, exact_size};
-use super::{AdminListen, Backend, Config, ObjectPlace, namespaces};
+use super::{AdminListen, Backend, Config, ObjectPlace, namespaces, routing};
 
 /// A TOML string.
 fn quote(text: impl Display) -> String {
@@ -64,19 +64,7 @@ impl Display for Config {
             writeln!(f, "\n[storage.backends.{name}]")?;
             backend.fmt(f)?;
         }
-        writeln!(f, "\n[storage.routing]\nstrategy = \"rules\"")?;
-        for rule in &storage.rules {
-            writeln!(f, "\n[[storage.routing.rules]]")?;
-            if let Some(pattern) = &rule.pattern {
-                writeln!(f, "pattern = {}", quote(pattern.glob()))?;
-            }
-            for (key, bytes) in [("min_size", rule.min_size), ("max_size", rule.max_size)] {
-                if let Some(bytes) = bytes {
-                    writeln!(f, "{key} = {}", size(bytes))?;
-                }
-            }
-            writeln!(f, "backend = {}", quote(&rule.backend))?;
-        }
+        routing::write(f, &storage.routing)?;
         writeln!(f, "\n[storage.compression]\ndefault_algorithm = {}", quote(storage.codec.to_string()))?;
         if let Some(interval) = storage.metrics_interval {
             writeln!(f, "\n[storage.monitoring]\nmetrics_collection_interval = {}", duration(interval))?;

@@ -7,6 +7,7 @@ mod backends;
 mod display;
 mod namespaces;
 mod reader;
+mod routing;
 mod schema;
 mod source;
 pub mod units;
@@ -17,12 +18,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, io};
 
-use globset::Glob;
 use sira_codec::DefaultChain;
 use sira_flight::TlsFiles;
 use sira_wire::Consistency;
 use sira_wire::namespace::Policy;
 
+pub use routing::{Choice, Choose, Routing, Rule};
 use source::{Origin, Problem};
 
 /// Everything that the server is told.
@@ -139,8 +140,8 @@ pub struct Storage {
     pub ttl: Option<Duration>,
     /// `[storage.backends.NAME]`, by name; never empty.
     pub backends: BTreeMap<String, Backend>,
-    /// `[storage.routing] rules`: the first that matches wins.
-    pub rules: Vec<Rule>,
+    /// `[storage.routing]`.
+    pub routing: Routing,
     /// `[storage.compression]`: the codec chain of lower tiers with its level, such as `zstd:9`, or `auto`, by the element type: the default.
     pub codec: DefaultChain,
     /// `[storage.monitoring] metrics_collection_interval`: the period of the log line of statistics; `None` writes none. Default: `None`.
@@ -256,19 +257,6 @@ pub enum ObjectPlace {
     Folder(PathBuf),
     /// A bucket: `s3://bucket/prefix`, `gs://`, `az://`.
     Url(String),
-}
-
-/// A routing rule: the tensors that match everything it says go to its backend.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rule {
-    /// `pattern`: a glob over `namespace/key` in which `*` matches `/` too; `None` matches every key.
-    pub pattern: Option<Glob>,
-    /// `min_size`: tensors of this many bytes and more.
-    pub min_size: Option<u64>,
-    /// `max_size`: tensors of this many bytes and less.
-    pub max_size: Option<u64>,
-    /// `backend`: where they go.
-    pub backend: String,
 }
 
 /// `[storage.maintenance]`: what runs in the background.

@@ -159,6 +159,36 @@ impl<'p> Section<'p> {
         Some(Located { origin: node.origin, value: value? })
     }
 
+    /// A number, whole or not, within a range.
+    pub(super) fn fraction(&mut self, key: &'static str, range: std::ops::RangeInclusive<f64>) -> Option<Located<f64>> {
+        let node = self.take(key)?;
+        let value = match (&node.value, &node.origin) {
+            (Value::Integer(number), _) => Some(*number as f64),
+            (Value::Fraction(number), _) => Some(*number),
+            (Value::Text(text), Origin::Env(_) | Origin::Flag(_)) => text.parse().ok(),
+            _ => None,
+        };
+        let value = value.filter(|number| range.contains(number));
+        if value.is_none() {
+            self.wrong(key, &node, &format!("a number from {} to {}", range.start(), range.end()));
+        }
+        Some(Located { origin: node.origin, value: value? })
+    }
+
+    /// A list of texts that are not empty.
+    pub(super) fn words(&mut self, key: &'static str) -> Option<Located<Vec<String>>> {
+        let node = self.take(key)?;
+        let word = |item: &Node| match &item.value {
+            Value::Text(text) if !text.trim().is_empty() => Some(text.clone()),
+            _ => None,
+        };
+        let words = if let Value::Array(items) = &node.value { items.iter().map(word).collect::<Option<Vec<String>>>() } else { None };
+        if words.is_none() {
+            self.wrong(key, &node, "a list of texts such as [\"a\", \"b\"]");
+        }
+        Some(Located { origin: node.origin, value: words? })
+    }
+
     /// A size of at least one byte.
     pub(super) fn size(&mut self, key: &'static str) -> Option<Located<u64>> {
         let node = self.take(key)?;

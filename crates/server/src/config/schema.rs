@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use globset::GlobBuilder;
 use sira_codec::{Chain, CodecError, DefaultChain};
 use sira_flight::{DEFAULT_CONNECTIONS, TlsFiles};
 use sira_store::catalog::RocksKv;
@@ -14,8 +13,8 @@ use sira_wire::{Consistency, DEFAULT_PORT as PORT};
 use super::reader::{Located, Problems, Section, nearest, quoted};
 use super::source::{Node, Origin, Problem, Table, Value, section};
 use super::units::exact_size;
-use super::{Admin, AdminListen, Auth, Backend, Config, Maintenance, Memory, Rule, Server, Storage};
-use super::{backends, namespaces};
+use super::{Admin, AdminListen, Auth, Backend, Config, Maintenance, Memory, Server, Storage};
+use super::{backends, namespaces, routing};
 
 /// What a level is of where no algorithm stands beside it.
 const LEVELLED_CODEC: &str = "planes+zstd";
@@ -23,11 +22,9 @@ const LEVELLED_CODEC: &str = "planes+zstd";
 const BUILT_IN_RULE: u64 = 8 << 20;
 /// What must be left of `memory.limit` for the catalog, bodies in flight and codecs.
 const WORKING_MEMORY: u64 = (64 << 20) + RocksKv::MEMORY;
-/// Routing strategies that are known but not built yet.
-const PLANNED_STRATEGIES: [&str; 5] = ["intelligent", "performance", "cost", "load_balanced", "learned"];
 
 /// Every setting that has a fixed name, for [`meant`]; those of backends have the backend's name in them.
-const SETTINGS: [&str; 31] = [
+const SETTINGS: [&str; 36] = [
     "server.listen",
     "server.unix_socket",
     "server.data_dir",
@@ -47,6 +44,11 @@ const SETTINGS: [&str; 31] = [
     "storage.ttl_default",
     "storage.routing.strategy",
     "storage.routing.rules",
+    "storage.routing.backends",
+    "storage.routing.rebalance_interval",
+    "storage.routing.health_check_interval",
+    "storage.routing.recovery_delay",
+    "storage.routing.expected_life",
     "storage.compression.default_algorithm",
     "storage.compression.level",
     "storage.encryption.enabled",
@@ -66,6 +68,10 @@ pub(super) fn meant(given: &str) -> Option<String> {
     if let Some(backend) = given.strip_prefix("storage_backends_") {
         let named = |key: &str| backend.strip_suffix(key)?.strip_suffix('_').filter(|name| !name.is_empty());
         return backends::SETTINGS.into_iter().find_map(|key| Some(format!("storage.backends.{}.{key}", named(key)?)));
+    }
+    if let Some(backend) = given.strip_prefix("storage_routing_costs_") {
+        let named = |key: &str| backend.strip_suffix(key)?.strip_suffix('_').filter(|name| !name.is_empty());
+        return routing::COSTS.into_iter().find_map(|key| Some(format!("storage.routing.costs.{}.{key}", named(key)?)));
     }
     if let Some(namespace) = given.strip_prefix("namespaces_") {
         return namespaces::meant(namespace);
@@ -260,53 +266,14 @@ fn read_storage(mut section: Section<'_>, server: &Server, memory_limit: u64, ha
             text.value
         },
     );
-    let rules = read_routing(section.section("routing"), &check);
+    let lasting: Vec<&str> = known.iter().copied().filter(|name| !matches!(backends[*name], Backend::Memory { .. })).collect();
+    let routing = routing::read(section.section("routing"), &check, &lasting, &known);
     let codec = read_compression(section.section("compression"));
     read_encryption(section.section("encryption"));
     let metrics_interval = read_monitoring(section.section("monitoring"));
     let maintenance = read_maintenance(section.section("maintenance"));
     section.finish();
-    Storage { default_backend, record_backend, enable_caching, consistency, ttl, backends, rules, codec, metrics_interval, maintenance }
-}
-
-fn read_routing(mut section: Section<'_>, check: &dyn Fn(&Section<'_>, &Located<String>, &str)) -> Vec<Rule> {
-    if let Some(strategy) = section.text("strategy").filter(|strategy| strategy.value != "rules") {
-        let why = if PLANNED_STRATEGIES.contains(&strategy.value.as_str()) { "is not part of this version" } else { "is unknown" };
-        section.problem(&strategy.origin, format!("routing strategy `{}` {why}; there is `rules`", strategy.value));
-    }
-    section.refuse("rebalance_interval", "it belongs to the adaptive strategies; `rules` never moves a tensor by itself");
-    section.refuse("default", "what no rule matches goes to `storage.default_backend`");
-    let rules = section.list("rules").unwrap_or_default();
-    section.finish();
-    rules.into_iter().filter_map(|rule| read_rule(rule, check)).collect()
-}
-
-fn read_rule(mut section: Section<'_>, check: &dyn Fn(&Section<'_>, &Located<String>, &str)) -> Option<Rule> {
-    let text = section.text("pattern");
-    let pattern = text.as_ref().and_then(|text| {
-        let glob = GlobBuilder::new(&text.value).literal_separator(false).build();
-        glob.map_err(|error| section.problem(&text.origin, format!("`{}.pattern` is not a glob: {error}", section.path))).ok()
-    });
-    let min_size = section.size("min_size");
-    let max_size = section.size("max_size").map(|size| size.value);
-    if let (Some(min), Some(max)) = (&min_size, max_size)
-        && min.value > max
-    {
-        section.problem(&min.origin, format!("`{}` matches nothing: its min_size is above its max_size", section.path));
-    }
-    let min_size = min_size.map(|size| size.value);
-    let backend = section.text("backend");
-    match &backend {
-        Some(backend) => check(&section, backend, &format!("{}.backend", section.path)),
-        None => section.problem(&section.origin, format!("`{}` needs a `backend`", section.path)),
-    }
-    if text.is_none() && min_size.is_none() && max_size.is_none() {
-        let message =
-            format!("`{}` needs a `pattern`, a `min_size` or a `max_size`; a rule for all is `storage.default_backend`", section.path);
-        section.problem(&section.origin, message);
-    }
-    section.finish();
-    Some(Rule { pattern, min_size, max_size, backend: backend?.value })
+    Storage { default_backend, record_backend, enable_caching, consistency, ttl, backends, routing, codec, metrics_interval, maintenance }
 }
 
 fn read_compression(mut section: Section<'_>) -> DefaultChain {

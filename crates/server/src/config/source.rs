@@ -53,7 +53,8 @@ pub(super) enum Value {
     Boolean(bool),
     Array(Vec<Node>),
     Table(Table),
-    /// A float or a date: no setting takes one.
+    Fraction(f64),
+    /// A date, or a number that is none: no setting takes one.
     Other(&'static str),
 }
 
@@ -69,6 +70,7 @@ impl Value {
             Value::Boolean(yes) => yes.to_string(),
             Value::Array(_) => "a list".into(),
             Value::Table(_) => "a section".into(),
+            Value::Fraction(_) => "a fraction".into(),
             Value::Other(kind) => format!("a {kind}"),
         }
     }
@@ -110,7 +112,7 @@ fn convert(source: &DeValue<'_>, at: &dyn Fn(usize) -> Origin) -> Value {
         DeValue::Integer(number) => {
             i128::from_str_radix(number.as_str(), number.radix()).map_or(Value::Other("number out of range"), Value::Integer)
         }
-        DeValue::Float(_) => Value::Other("fraction"),
+        DeValue::Float(number) => number.as_str().parse().map_or(Value::Other("fraction"), Value::Fraction),
         DeValue::Datetime(_) => Value::Other("date"),
         DeValue::Array(items) => {
             let node = |item: &Spanned<DeValue<'_>>| Node { origin: at(item.span().start), value: convert(item.get_ref(), at) };

@@ -12,8 +12,9 @@ use sira_backend::probe::probe_create_if_absent;
 use sira_backend::rocks::{self, RocksBackend, RocksOptions};
 use sira_backend::{BackendError, StorageBackend};
 use sira_store::catalog::{MemoryKv, OrderedKv, RocksKv};
-use sira_store::{Rule, Seams, StorageClient, StoreError, StoreOptions};
+use sira_store::{Seams, StorageClient, StoreError, StoreOptions};
 
+use super::routing;
 use crate::Failure;
 use crate::config::{Backend, Config, ObjectPlace, RocksCompression};
 
@@ -42,11 +43,8 @@ pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure
         tracing::info!(backend = name, kind = backend.kind(), "backend opened");
         store.register_backend(name, opened);
     }
-    for rule in &storage.rules {
-        let pattern = rule.pattern.as_ref().map_or("*", |glob| glob.glob());
-        let bytes = rule.min_size.unwrap_or(0)..=rule.max_size.unwrap_or(u64::MAX);
-        let rule = Rule::new(pattern, bytes, &rule.backend).map_err(|error| Failure::Failed(error.to_string()))?;
-        store.add_strategy(Box::new(rule));
+    for strategy in routing::strategies(&storage.routing).map_err(|error| Failure::Failed(error.to_string()))? {
+        store.add_strategy(strategy);
     }
     for (name, policy) in &config.namespaces {
         store.configure_namespace(name, policy.clone()).map_err(|error| Failure::with(format_args!("namespace {name}"), error))?;
@@ -88,6 +86,8 @@ fn options(config: &Config) -> StoreOptions {
         orphan_age: storage.maintenance.orphan_age,
         reap_interval: storage.maintenance.reap_interval,
         scrub_interval: Some(storage.maintenance.scrub_interval),
+        health_check_interval: storage.routing.health_check_interval,
+        recovery_delay: storage.routing.recovery_delay,
     }
 }
 

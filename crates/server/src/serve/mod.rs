@@ -4,6 +4,7 @@ mod backends;
 mod calls;
 mod lock;
 mod network;
+mod routing;
 mod unix;
 
 use std::io::{self, IsTerminal, Write};

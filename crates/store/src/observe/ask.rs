@@ -67,7 +67,7 @@ impl Inner {
             let backend = tier.backend.clone();
             let stats = || async move { backend.stats().await.map_err(|error| error.to_string()) }.boxed();
             let stats = tier.stats.ask(&*self.seams.spawner, stats).await;
-            (tier.name.clone(), BackendStats::of(stats.unwrap_or_else(|| Err(silent())), &tier.meter.read()))
+            (tier.name.clone(), BackendStats::of(&tier, stats.unwrap_or_else(|| Err(silent()))))
         };
         join_all(self.all_tiers().into_iter().map(ask)).await.into_iter().collect()
     }
