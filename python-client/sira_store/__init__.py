@@ -28,6 +28,7 @@ from ._errors import (
     UnknownKvSpecError,
     UnsupportedError,
 )
+from ._jobs import Finding, Job
 from ._kvspec import KvField, KvPart, KvSpec, Rope
 from ._lazy import LazyTensor
 from ._namespaces import Namespace, Policy, Route, RouteCandidate, RouteStep
@@ -45,12 +46,14 @@ __all__ = [
     "Created",
     "DeleteManyResult",
     "DeletePrefixResult",
+    "Finding",
     "HasPartsError",
     "InUseError",
     "IncompleteError",
     "InternalError",
     "InvalidError",
     "Item",
+    "Job",
     "KvField",
     "KvPart",
     "KvSpec",

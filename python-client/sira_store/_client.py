@@ -27,6 +27,7 @@ from ._errors import (
     translated,
 )
 from ._get_many import Gets
+from ._jobs import Jobs
 from ._kvspec import KvSpec
 from ._lazy import LazyTensor
 from ._line import Lines
@@ -81,7 +82,7 @@ def connect(
     )
 
 
-class Client(Lookups, Puts, Gets, SameHost):
+class Client(Lookups, Puts, Gets, SameHost, Jobs):
     """A connection to a Sira server. May be shared by threads; a context manager that closes itself."""
 
     def __init__(

@@ -17,6 +17,10 @@ from ._same_host import element_type
 _T = TypeVar("_T")
 
 
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class Policy:
     """What holds for all keys of a namespace."""
@@ -35,6 +39,11 @@ class Policy:
     """Bytes in a tier: `memory`, or a backend's name."""
     codecs: Mapping[str, str] = field(default_factory=dict)
     """Codec chain of puts that do not say, by the backend that becomes their home."""
+    tiers: Mapping[str, str] | None = None
+    """`warm` and `cold`: two backends, from the first of which what is used least moves to the second when
+    room is needed. None: the server's."""
+    copies: Sequence[str] = ()
+    """Backends each of which has a copy of every tensor of more than 32 KiB."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,9 @@ class Namespace:
         known = Policy.__dataclass_fields__
         return cls(
             name=entry["namespace"],
-            policy=Policy(**{name: value for name, value in entry["policy"].items() if name in known}),
+            policy=Policy(
+                **{name: _frozen(value) for name, value in entry["policy"].items() if name in known}
+            ),
             origin=entry["origin"],
             keys=entry["keys"],
             nbytes=entry["nbytes"],
@@ -151,6 +162,8 @@ class Namespaces(Base):
         ttl: int | None = None,
         limits: Mapping[str, int] | None = None,
         codecs: Mapping[str, str] | None = None,
+        tiers: Mapping[str, str] | None = None,
+        copies: Sequence[str] | None = None,
     ) -> Namespace:
         """Sets the whole policy of a namespace: see `Policy` for what the arguments mean. What is not given
         has its default again. Raises InvalidError where the server's configuration sets it."""
@@ -162,6 +175,8 @@ class Namespaces(Base):
             ttl=None if ttl is None else _wire.seconds(ttl),
             limits=limits and dict(limits),
             codecs=codecs and dict(codecs),
+            tiers=tiers and dict(tiers),
+            copies=copies and list(copies),
         )
         return self._learnt(self._action("namespace_set", namespace=name, policy=policy))
 

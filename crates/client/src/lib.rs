@@ -37,6 +37,7 @@
 //! | say what KV blocks are | [`Client::put_kv_spec`], [`Client::kv_spec`] |
 //! | govern namespaces | [`Client::namespaces`], [`Client::set_namespace`], [`Client::reset_namespace`] |
 //! | see where a tensor would go | [`Client::route`] |
+//! | move tensors between backends, check their copies | [`Client::migrate`], [`Client::check`]: a [`Job`], watched by [`Client::job`] |
 //! | watch the server | [`Client::stats`], [`Client::health`] |
 //!
 //! **Memory.** Tensors move in pieces of a few MiB, so that neither side needs a whole one in memory; bytes are not copied where they lie in one piece
@@ -68,6 +69,7 @@ mod get_into;
 mod get_many;
 mod get_parallel;
 mod http2;
+mod jobs;
 mod line;
 mod lookup;
 mod message;
@@ -92,8 +94,10 @@ pub use same_host::{Created, Mapped};
 pub use segments::ManyEvent;
 pub use sira_tensor::kv::{KvField, KvPart, KvSpec, Rope, RopeStyle, StateKind};
 pub use sira_tensor::{DType, TensorError, TensorSpec};
+pub use sira_wire::job::{CheckRequest, Finding, Job, JobState, MigrateRequest, Problem, Work};
 pub use sira_wire::many::{DeleteManyAnswer, DeletePrefixAnswer, FailedKey, PrefixRequest};
 pub use sira_wire::namespace::{
     KvSpecAnswer, Mode, NamespaceEntry, NamespaceOperations, Policy, PolicyOrigin, RouteAnswer, RouteCandidate, RouteOptions, RouteStep,
+    Tiers,
 };
 pub use sira_wire::{Code, Condition, Consistency, Entry, ListAnswer, ListRequest, PartEntry, PutAnswer, PutOptions, WireError};

@@ -7,6 +7,7 @@ use prost::Message;
 use serde::Serialize;
 use sira_backend::HealthStatus;
 use sira_store::{Operation, StorageClient};
+use sira_wire::job::{CheckRequest, JobRequest, JobsAnswer, MigrateRequest};
 use sira_wire::many::{ExistsManyAnswer, KeysRequest, PrefixRequest};
 use sira_wire::namespace::{KvSpecRequest, NamespaceRequest, NamespacesAnswer, RouteRequest};
 use sira_wire::{Code, DeleteAnswer, DeleteRequest, EmptyRequest, ExistsAnswer, KeyRequest, ListAnswer, ListRequest, WireError};
@@ -20,7 +21,7 @@ const PAGE: usize = 1000;
 const MAX_PAGE: usize = 10_000;
 
 /// Each action, and what it does.
-const ACTIONS: [(&str, &str); 17] = [
+const ACTIONS: [(&str, &str); 22] = [
     ("info", "What is known of a key: {\"v\":1,\"key\":\"ns/key\"}"),
     ("exists", "Whether a key exists, and its version: {\"v\":1,\"key\":\"ns/key\"}"),
     ("delete", "Removes a key: {\"v\":1,\"key\":\"ns/key\",\"if\":\"3\"}, if optional"),
@@ -34,6 +35,11 @@ const ACTIONS: [(&str, &str); 17] = [
     ("namespace_set", "Sets a namespace's policy: {\"v\":1,\"namespace\":\"ns\",\"policy\":{\"mode\":\"cache\"}}"),
     ("namespace_reset", "Forgets a namespace's policy: {\"v\":1,\"namespace\":\"ns\"}"),
     ("route", "Where a tensor would go: {\"v\":1,\"key\":\"ns/key\",\"nbytes\":1048576}"),
+    ("migrate", "Starts to move tensors: {\"v\":1,\"source\":\"rocksdb\",\"target\":\"object\",\"pattern\":\"kv/*\",\"dry_run\":true}"),
+    ("check", "Starts to check copies: {\"v\":1,\"prefix\":\"kv/\",\"mend\":true}"),
+    ("jobs", "The jobs that run, and the last ones that ended"),
+    ("job", "One job: {\"v\":1,\"id\":\"...\"}"),
+    ("job_stop", "Stops a job: {\"v\":1,\"id\":\"...\"}"),
     ("stats", "Counts, bytes and limits"),
     ("health", "Whether the server and its backends work"),
     ("CancelFlightInfo", "Of the Flight specification; answers NOT_CANCELLABLE"),
@@ -140,6 +146,14 @@ pub(crate) async fn run(store: &StorageClient, action: &Action) -> Result<Vec<u8
             let (key, nbytes, options) = RouteRequest::parse(body).map_err(wire)?;
             json(&store.route(&key, nbytes, &options).await.map_err(of_store)?)
         }
+        "migrate" => json(&store.start_migrate(&MigrateRequest::parse(body).map_err(wire)?).map_err(of_store)?),
+        "check" => json(&store.start_check(&CheckRequest::parse(body).map_err(wire)?).map_err(of_store)?),
+        "jobs" => {
+            EmptyRequest::parse(body).map_err(wire)?;
+            json(&JobsAnswer { jobs: store.jobs() })
+        }
+        "job" => json(&store.job(&JobRequest::parse(body).map_err(wire)?).map_err(of_store)?),
+        "job_stop" => json(&store.stop_job(&JobRequest::parse(body).map_err(wire)?).await.map_err(of_store)?),
         "CancelFlightInfo" => Ok(CancelFlightInfoResult { status: CancelStatus::NotCancellable as i32 }.encode_to_vec()),
         "RenewFlightEndpoint" => Err(unsupported("tickets do not expire; there is nothing to renew")),
         other => {

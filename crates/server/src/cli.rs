@@ -10,8 +10,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use self::args::{
-    CalibrateArgs, CodecCommand, CodecTryArgs, ExportArgs, GetArgs, ImportArgs, ListArgs, ModeName, NamespaceCommand, NamespaceSetArgs,
-    PutArgs, RemoveArgs, RouteArgs, SpecCommand, TopArgs,
+    CalibrateArgs, CheckArgs, CodecCommand, CodecTryArgs, ExportArgs, GetArgs, ImportArgs, JobsCommand, ListArgs, MigrateArgs, ModeName,
+    NamespaceCommand, NamespaceSetArgs, PutArgs, RemoveArgs, RouteArgs, SpecCommand, TopArgs,
 };
 use crate::commands::Server;
 use crate::config::{Config, ConfigError, Flags};
@@ -85,6 +85,13 @@ enum Command {
     Top(TopArgs),
     /// Show where a tensor would be kept, and why; nothing is stored.
     Route(RouteArgs),
+    /// Move tensors from one backend to another, while the server runs.
+    Migrate(MigrateArgs),
+    /// Read every copy of tensors, say which are damaged or missing, and mend them.
+    Check(CheckArgs),
+    /// Watch and stop what runs on the server: migrations and checks.
+    #[command(subcommand)]
+    Jobs(JobsCommand),
     /// Look at namespaces and their policies, and change them.
     #[command(subcommand)]
     Ns(NamespaceCommand),
@@ -184,6 +191,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Stats { json } => runtime(false)?.block_on(commands::stats(server, json)),
         Command::Top(args) => runtime(false)?.block_on(commands::top(server, &args)),
         Command::Route(args) => runtime(false)?.block_on(commands::route(server, &args)),
+        Command::Migrate(args) => runtime(false)?.block_on(commands::migrate(server, args)),
+        Command::Check(args) => runtime(false)?.block_on(commands::check(server, args)),
+        Command::Jobs(command) => runtime(false)?.block_on(commands::jobs(server, command)),
         Command::Ns(command) => runtime(false)?.block_on(commands::namespace(server, command)),
         Command::Spec(command) => runtime(false)?.block_on(commands::spec(server, command)),
         Command::Calibrate(args) => runtime(false)?.block_on(commands::calibrate(server, &args)),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sira::config::{AdminListen, Backend, Choice, Choose, Config, ConfigError, Flags, ObjectPlace, RocksCompression, Sources};
 use sira_wire::Consistency;
-use sira_wire::namespace::Mode;
+use sira_wire::namespace::{Mode, Tiers};
 
 const SEED: &str = include_str!("seed.toml");
 const SAMPLE: &str = include_str!("../../../docs/sira.example.toml");
@@ -45,7 +45,6 @@ fn assert_lines(lines: &[String], expected: &[(&str, &str)]) {
 fn the_seeds_example_is_refused_by_name_and_line_where_it_asks_for_what_is_not_built() {
     let expected = [
         ("sira.toml:2", "backend `redis`, whose kind `redis` is not part of this version"),
-        ("sira.toml:4", "`storage.cache_ttl_default` is not part of this version"),
         ("sira.toml:9", "kind `redis` is planned"),
         ("sira.toml:14", "kind `postgres` is planned"),
         ("sira.toml:33", "encryption at rest is not part of this version"),
@@ -62,7 +61,6 @@ fn seed_changed() -> String {
         format!("{}{}", &text[..start], &text[end..])
     };
     cut(SEED, "[storage.backends.redis]", "[storage.backends.rocksdb]")
-        .replace("cache_ttl_default = 3600\n", "")
         .replace("default_backend = \"redis\"", "default_backend = \"rocksdb\"")
         .replace("enabled = true", "enabled = false")
         .replace("alert_on_high_latency = true", "alert_on_high_latency = false")
@@ -155,6 +153,35 @@ choose = \"fastest\"
     let environment = [("SIRA_STORAGE__ROUTING__STRATEGY", "performance"), ("SIRA_STORAGE__ROUTING__BACKENDS", "['object']")];
     assert_eq!(load_with("", &environment).unwrap().storage.routing.last.unwrap().backends, ["object"]);
     assert_eq!(load_with("", &[("SIRA_STORAGE__ROUTING__COSTS__OBJECT__GETS", "0.5")]).unwrap().storage.routing.costs["object"].gets, 0.5);
+}
+
+#[test]
+fn tiers_and_copies_are_read_and_held_against_the_backends() {
+    let text = "[storage]\ncache_ttl_default = \"5m\"\n[storage.tiers]\nwarm = \"rocksdb\"\ncold = \"object\"\nhigh_watermark = 95\npromote_after = 0\nmove_rate = \"1 GiB\"\n\
+                [namespaces.a]\ntiers = { warm = \"object\", cold = \"rocksdb\" }\n[namespaces.b]\ncopies = [\"rocksdb\", \"object\"]";
+    let config = load(text).unwrap();
+    let tiers = &config.storage.tiers;
+    assert_eq!(tiers.tiers, Some(Tiers { warm: "rocksdb".into(), cold: "object".into() }));
+    assert_eq!((tiers.high_watermark, tiers.low_watermark, tiers.promote_after, tiers.move_rate), (95, 85, 0, GIB));
+    assert_eq!(config.storage.cache_ttl, Some(Duration::from_secs(300)));
+    assert_eq!(config.namespaces["a"].tiers.as_ref().unwrap().warm, "object");
+    assert_eq!(config.namespaces["b"].copies, ["rocksdb", "object"]);
+    assert_eq!(load(&config.to_string()).unwrap(), config);
+    let defaults = load("").unwrap().storage.tiers;
+    assert_eq!((defaults.tiers, defaults.high_watermark, defaults.low_watermark, defaults.promote_after), (None, 90, 80, 2));
+    let text = "[storage.tiers]\nwarm = \"rocksdb\"\ncold = \"objekt\"\nhigh_watermark = 50\nlow_watermark = 60\npromote_after = -1\n\
+                [namespaces.x]\ntiers = { warm = \"rocksdb\" }\n[namespaces.y]\ncopies = [\"rocksdb\"]\n[namespaces.z]\ncopies = [\"rocksdb\", \"bucket\"]\n\
+                [namespaces.w]\ntiers = { warm = \"object\", cold = \"object\" }";
+    let expected = [
+        ("sira.toml:3", "did you mean `object`?"),
+        ("sira.toml:5", "is above"),
+        ("sira.toml:6", "from 0 to 1000000"),
+        ("sira.toml:8", "`namespaces.x.tiers.warm` and `namespaces.x.tiers.cold` go together"),
+        ("sira.toml:9", "copies: two to 8 backends"),
+        ("sira.toml:12", "`namespaces.z.copies` names no backend: `bucket`"),
+        ("sira.toml:14", "must be two backends"),
+    ];
+    assert_lines(&wrong(text), &expected);
 }
 
 #[test]

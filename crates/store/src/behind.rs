@@ -162,6 +162,7 @@ async fn write(inner: &Arc<Inner>, key: &Key) -> Result<(), StoreError> {
     let Some((mut record, chosen, parts)) = waiting else { return Ok(()) };
     let write_id = record.write_id.clone();
     let home = home(inner, &chosen, &record).await?;
+    let home = inner.fitting(&inner.namespaces.of(key.namespace()), home, record.nbytes())?;
     let _under_way = UnderWay::begin(&home, record.nbytes());
     let chunked = record.nbytes() > INLINE_BYTES;
     if chunked {

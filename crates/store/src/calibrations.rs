@@ -125,7 +125,7 @@ fn load(inner: Arc<Inner>, hash: String) -> BoxFuture<'static, Result<Arc<Loaded
             StoreError::NotFound(_) => missing(&hash),
             other => other,
         })?;
-        let mut reader = snapshot.read(snapshot.part(None)?, &Default::default()).await?.once();
+        let mut reader = snapshot.read_once(snapshot.part(None)?).await?;
         let memory = inner.reserve(READ.saturating_mul(reader.spec().nbytes())).await?;
         let mut bytes = Vec::with_capacity(usize::try_from(reader.spec().nbytes()).unwrap_or(0));
         while let Some(piece) = reader.next().await? {

@@ -21,9 +21,13 @@ use crate::behind::Behind;
 use crate::calibrations::Calibrations;
 use crate::catalog::{Catalog, OrderedKv};
 use crate::coding::Coders;
+use crate::copies::Replication;
+use crate::flights::Flights;
 use crate::hot::HotTier;
+use crate::jobs::Jobs;
 use crate::kvspecs::KvSpecs;
 use crate::ledger::Ledger;
+use crate::moves::{MoveCounters, Throttle};
 use crate::namespaces::Namespaces;
 use crate::observe::{Meter, Observed, Question};
 use crate::part::PartSpec;
@@ -34,9 +38,10 @@ use crate::region::Pool;
 use crate::router::{Router, RoutingStrategy};
 use crate::seams::Seams;
 use crate::snapshot::{Demands, Snapshot};
-use crate::stats::{Counters, StoreStats};
+use crate::stats::{Counters, MoveStats, StoreStats};
+use crate::tiers::{TierOptions, TierWork};
 use crate::write::Writer;
-use crate::{StoreError, fitness, memory, upkeep};
+use crate::{StoreError, copies, fitness, jobs, memory, tiers, upkeep};
 
 /// Stripes of the key locks: commits of different keys rarely meet.
 const STRIPES: usize = 256;
@@ -88,6 +93,10 @@ pub struct StoreOptions {
     pub health_check_interval: Duration,
     /// How long a backend that was not well must have been so again before it gets new tensors.
     pub recovery_delay: Duration,
+    /// How long memory keeps what is not read; `None` until the room is needed.
+    pub cache_ttl: Option<Duration>,
+    /// How tensors move between backends.
+    pub tiers: TierOptions,
 }
 
 impl Default for StoreOptions {
@@ -109,6 +118,8 @@ impl Default for StoreOptions {
             scrub_interval: None,
             health_check_interval: Duration::from_secs(10),
             recovery_delay: Duration::from_secs(30),
+            cache_ttl: None,
+            tiers: TierOptions::default(),
         }
     }
 }
@@ -155,6 +166,14 @@ pub(crate) struct Inner {
     pub behind: Behind,
     pub coders: Coders,
     pub counters: Counters,
+    pub moves: MoveCounters,
+    pub throttle: Throttle,
+    /// Moves that came to nothing and whose chunks may still lie in their target, by its name.
+    pub unswept: parking_lot::Mutex<Vec<(String, String)>>,
+    pub tiering: TierWork,
+    pub replication: Replication,
+    pub flights: Flights,
+    pub jobs: Jobs,
     pub stopping: AtomicBool,
     pub nudge: Arc<Notify>,
     pub writers: AtomicU64,
@@ -224,7 +243,7 @@ impl StorageClient {
         let inner = Inner {
             catalog: Catalog::open(catalog, seams.clone(), presences(options.memory_limit))?,
             shared: Arc::new(HotTier::new(options.hot_limit, ledger.clone())),
-            namespaces: Namespaces::new(ledger.clone(), &options.record_backend),
+            namespaces: Namespaces::new(ledger.clone(), &options.record_backend, &options.tiers),
             kv_specs: KvSpecs::new(),
             calibrations: Calibrations::new(),
             setting: Mutex::default(),
@@ -233,6 +252,13 @@ impl StorageClient {
             pins: Pins::default(),
             coders: Coders::new(options.coders),
             counters: Counters::default(),
+            moves: MoveCounters::default(),
+            throttle: Throttle::new(options.tiers.move_rate),
+            unswept: Default::default(),
+            tiering: TierWork::new(),
+            replication: Replication::default(),
+            flights: Flights::default(),
+            jobs: Jobs::default(),
             stopping: AtomicBool::new(false),
             nudge: Arc::default(),
             writers: AtomicU64::new(0),
@@ -266,6 +292,7 @@ impl StorageClient {
         for name in [&self.inner.options.record_backend, &self.inner.options.default_backend] {
             self.inner.tier(name).map_err(|_| StoreError::Config(format!("no backend is named {name:?}")))?;
         }
+        self.inner.check_tiers()?;
         crate::recover::recover(&self.inner).await?;
         self.inner.check_calibrations()?;
         for namespace in self.inner.namespaces.all() {
@@ -273,6 +300,9 @@ impl StorageClient {
         }
         upkeep::spawn(&self.inner);
         fitness::watch(&self.inner);
+        tiers::spawn(&self.inner);
+        copies::spawn(&self.inner);
+        jobs::resume(&self.inner)?;
         Ok(())
     }
 
@@ -284,6 +314,7 @@ impl StorageClient {
         }
         crate::behind::write_all(&self.inner).await?;
         self.inner.nudge.notify_waiters();
+        self.inner.jobs.save_all(&self.inner);
         Ok(())
     }
 
@@ -377,18 +408,14 @@ impl StorageClient {
     /// Counts, bytes and limits. A backend that does not answer in time is said so; it does not hold this up.
     pub async fn stats(&self) -> StoreStats {
         let inner = &self.inner;
-        inner.counters.snapshot(&inner.ledger, &inner.coders, &inner.all_memory(), inner.behind.bytes(), inner.backend_stats().await)
+        let backends = inner.backend_stats().await;
+        let counted = inner.counters.snapshot(&inner.ledger, &inner.coders, &inner.all_memory(), inner.behind.bytes(), backends);
+        StoreStats { moves: MoveStats::of(inner), ..counted }
     }
 
     /// The health of each backend; one that does not answer within 2 seconds is unhealthy.
     pub async fn health(&self) -> BTreeMap<String, HealthStatus> {
         self.inner.health().await
-    }
-
-    /// Moves the home of all keys that match the glob `pattern` from one backend to another, and says how many moved. Readers go
-    /// on; a key that changes meanwhile is left to its writer.
-    pub async fn migrate_data(&self, source: &str, target: &str, pattern: &str) -> Result<u64, StoreError> {
-        crate::migrate::migrate(&self.inner, source, target, pattern).await
     }
 
     /// Verifies every stored chunk and collects orphans; says what it found.
@@ -482,7 +509,7 @@ impl Inner {
         loop {
             let still = self.catalog.still(key);
             let record = self.alive(key)?.ok_or_else(|| not_found(key))?;
-            let pin = self.pins.pin(&record.write_id);
+            let pin = self.pins.pin(&record);
             // Pinned too late if it has been replaced meanwhile: look again.
             if (still.is_some() && self.catalog.still(key) == still)
                 || self.current(key)?.is_some_and(|now| now.write_id == record.write_id)

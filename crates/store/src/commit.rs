@@ -61,7 +61,7 @@ impl Inner {
         let _turn = self.lock(&key).await;
         let created = self.number(commit)?;
         self.behind.insert(commit.record.clone(), home.to_owned(), parts, permit, promise);
-        self.namespaces.of(key.namespace()).used(&key);
+        self.namespaces.of(key.namespace()).used(&key, self.now());
         self.nudge.notify_one();
         Ok(created)
     }
@@ -194,6 +194,8 @@ impl Inner {
             return Err(tier.backend.delete(&record.name()).await.map_or_else(|failed| tier.failed(failed), |_| error));
         }
         self.namespaces.replaced(indexed.as_ref(), Some(record));
+        self.check_watermark(record);
+        self.check_copies(record);
         for old in &replaced {
             self.forget_memory(old);
             self.nudge.notify_one();

@@ -92,6 +92,9 @@ impl Snapshot {
         inner.counters.gets.fetch_add(1, Ordering::Relaxed);
         if let Some(namespace) = &place.namespace {
             count(&namespace.counters.gets, 1);
+            if let Some(home) = self.home(index) {
+                inner.read_below(namespace, &record, home);
+            }
         }
         let source = Arc::new(source);
         let chunks = futures::stream::iter(cells).map(move |cell| {

@@ -3,8 +3,8 @@
 //! # Contract
 //! - A backend is out at once when a check finds it unhealthy or silent, or when [`FAILURES`] calls in a row fail for reasons that may pass.
 //!   Writes are counted apart from the rest: a disk that can be read but not written takes no tensors either.
-//! - It is back when it has been well for the delay: all checks in that time said so, and none of its calls failed. Whoever is out again
-//!   soon after that waits twice as long, then four and eight times, so that it does not flap.
+//! - It is back when it has been well for the delay: all checks in that time said so, and none of its calls failed. Until a call has gone well,
+//!   one that fails is enough to be out again. Whoever is out again soon waits twice as long, then four and eight times, so that it does not flap.
 //! - One that is out is still read and deleted from, and still written to where no other backend can be.
 
 use std::sync::Arc;
@@ -138,7 +138,7 @@ impl Fitness {
             (Some(out), _) => {
                 let (since, doublings) = (*out.well_since.get_or_insert(now), out.doublings);
                 (now.saturating_duration_since(since) >= self.delay * 2u32.pow(doublings)).then(|| {
-                    self.failures.iter().for_each(|failures| failures.store(0, Ordering::Relaxed));
+                    self.failures.iter().for_each(|failures| failures.store(FAILURES - 1, Ordering::Relaxed));
                     state.out = None;
                     state.back = Some((now, doublings));
                     Change::Back
@@ -236,8 +236,12 @@ mod tests {
         assert_eq!(fails(false), None);
         assert_eq!(fitness.checked(&HealthStatus::Healthy, now + DELAY), None);
         assert_eq!(fitness.checked(&HealthStatus::Healthy, now + DELAY * 2), Some(Change::Back));
-        // The row begins anew, too.
-        assert_eq!(fails(true), None);
+        // It has to prove itself first: its checks said all the time that it was well.
+        assert!(matches!(fails(true), Some(Change::Out(_))));
+        assert_eq!(fitness.checked(&HealthStatus::Healthy, now + DELAY * 3), None);
+        assert_eq!(fitness.checked(&HealthStatus::Healthy, now + DELAY * 5), Some(Change::Back));
+        assert_eq!(fitness.ended(true, None, now), None);
+        assert_eq!((fails(true), fitness.standing()), (None, Standing::Fit));
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct HotPart {
     region: Option<Arc<Sealed>>,
     /// Counted for its namespace.
     counted: Option<Counted>,
+    /// When it was asked for last, in milliseconds; 0 before that is looked at the first time.
+    used: AtomicU64,
 }
 
 /// By what a part is verified.
@@ -113,6 +115,7 @@ impl HotPart {
             _reservation: reservation,
             region: None,
             counted: None,
+            used: AtomicU64::new(0),
         }
     }
 
@@ -132,6 +135,11 @@ impl HotPart {
         let bytes = self.len();
         total.fetch_add(bytes, Ordering::Relaxed);
         HotPart { counted: Some(Counted { total: total.clone(), bytes }), ..self }
+    }
+
+    /// It is asked for at `now`, in milliseconds.
+    pub fn used(&self, now: u64) {
+        self.used.store(now, Ordering::Relaxed);
     }
 
     /// Bytes of the part.
@@ -307,6 +315,19 @@ impl HotTier {
         ids.iter().for_each(|(write_id, index)| self.remove(write_id, *index));
     }
 
+    /// Drops the parts that nobody asked for within `ttl_ms`.
+    pub fn forget_unread(&self, now: u64, ttl_ms: u64) {
+        let unread = |part: &HotPart| match part.used.load(Ordering::Relaxed) {
+            0 => {
+                part.used(now);
+                false
+            }
+            used => now.saturating_sub(used) > ttl_ms,
+        };
+        let ids: Vec<PartId> = self.cache.iter().filter(|(_, part)| unread(part)).map(|(id, _)| id).collect();
+        ids.iter().for_each(|(write_id, index)| self.remove(write_id, *index));
+    }
+
     /// Bytes that the parts here have reserved.
     pub fn bytes(&self) -> u64 {
         self.cache.weight()
@@ -391,6 +412,22 @@ mod tests {
         assert!(tier.bytes() > tier.limit() / 2, "it keeps what fits");
         assert!(!part(&tier, "large", 256 << 10));
         tier.evict(u64::MAX);
+        assert_eq!((tier.bytes(), ledger.used()), (0, 0));
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_dropped_in_time() {
+        let ledger = Ledger::new(1 << 20, Duration::ZERO);
+        let tier = HotTier::new(512 << 10, ledger.clone());
+        assert!(part(&tier, "asked", 8 << 10) && part(&tier, "never", 8 << 10));
+        tier.forget_unread(1000, 500);
+        assert!(tier.holds("asked", 0) && tier.holds("never", 0), "their time begins");
+        tier.get("asked", 0).unwrap().used(1400);
+        tier.forget_unread(1500, 500);
+        assert!(tier.holds("never", 0));
+        tier.forget_unread(1501, 500);
+        assert!(tier.holds("asked", 0) && !tier.holds("never", 0));
+        tier.forget_unread(1901, 500);
         assert_eq!((tier.bytes(), ledger.used()), (0, 0));
     }
 

@@ -7,14 +7,17 @@
 mod behind;
 mod calibrations;
 pub mod catalog;
+mod check;
 mod client;
 mod coding;
 mod commit;
+mod copies;
 mod digest;
 mod encoded;
 mod error;
 mod evict;
 mod fitness;
+mod flights;
 #[doc(hidden)]
 pub mod fuzz;
 #[allow(missing_docs, unsafe_code, unused_qualifications, clippy::all, clippy::unwrap_used)]
@@ -24,11 +27,13 @@ mod generated {
     pub mod record;
 }
 mod hot;
+mod jobs;
 mod kvspecs;
 pub mod ledger;
 mod many;
 mod memory;
 mod migrate;
+mod moves;
 mod namespaces;
 pub mod observe;
 mod part;
@@ -36,9 +41,11 @@ mod pins;
 mod placement;
 mod policies;
 mod read;
+mod recode;
 mod record;
 mod recover;
 mod region;
+mod room;
 mod router;
 mod seams;
 mod share;
@@ -46,6 +53,7 @@ mod sink;
 mod snapshot;
 mod sound;
 mod stats;
+mod tiers;
 mod upkeep;
 mod write;
 
@@ -63,7 +71,9 @@ pub use seams::{Clock, Seams, Spawner};
 pub use share::Shared;
 pub use snapshot::{Demands, Snapshot};
 pub use stats::{
-    BackendStats, CallStats, CodecStats, CodingStats, CodingTimes, DeviceStats, Measurements, MemoryStats, OperationStats, StoreStats,
+    BackendStats, CallStats, CodecStats, CodingStats, CodingTimes, DeviceStats, FlowStats, Measurements, MemoryStats, MoveStats,
+    OperationStats, StoreStats,
 };
+pub use tiers::TierOptions;
 pub use upkeep::ScrubReport;
 pub use write::{EncodedWriter, Writer};

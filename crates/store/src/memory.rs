@@ -62,6 +62,13 @@ impl Inner {
         }
     }
 
+    /// Drops from memory what was not read for as long as the configuration says.
+    pub fn forget_unread(&self) {
+        let Some(ttl) = self.options.cache_ttl else { return };
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        self.all_memory().iter().for_each(|hot| hot.forget_unread(self.now(), ttl_ms));
+    }
+
     /// Whoever moves a part of `write_id` to memory that can be shared holds this.
     pub async fn sharing(&self, write_id: &str) -> tokio::sync::MutexGuard<'_, ()> {
         self.sharing[xxh3_64(write_id.as_bytes()) as usize % SHARING].lock().await

@@ -9,13 +9,15 @@ use parking_lot::{Mutex, RwLock};
 use sira_backend::name;
 use sira_codec::Chain;
 use sira_wire::Key;
-use sira_wire::namespace::{Mode, NamespaceEntry, NamespaceOperations, Policy, PolicyOrigin};
+use sira_wire::namespace::{Mode, NamespaceEntry, NamespaceOperations, Policy, PolicyOrigin, Tiers};
 use tokio::sync::Notify;
 
 use crate::StoreError;
 use crate::hot::HotTier;
 use crate::ledger::Ledger;
 use crate::record::TensorRecord;
+use crate::room::{Room, Short};
+use crate::tiers::TierOptions;
 
 /// What the names of stored policies start with.
 pub(crate) const POLICIES: &str = "n/";
@@ -28,18 +30,26 @@ pub(crate) fn policy_name(namespace: &str) -> String {
     format!("{POLICIES}{}", name::components(&name::escape(namespace.as_bytes())))
 }
 
+/// A key of its namespace, with the time of its last use.
+pub(crate) type Coldest = (Arc<Namespace>, (Arc<str>, u64));
+
 /// One namespace.
 pub(crate) struct Namespace {
     pub name: String,
     rules: RwLock<Rules>,
     usage: Mutex<Usage>,
-    /// Keys of a cache in each tier, the one used least recently last; empty in a store.
-    order: Mutex<BTreeMap<String, LruCache<Arc<str>, ()>>>,
+    /// Keys of a cache in each tier, and of a store in the warm one, with the time of their last use, the least recent last; none of a store without
+    /// tiers.
+    order: Mutex<BTreeMap<String, LruCache<Arc<str>, u64>>>,
     pub counters: Counters,
     /// Told when a promise is given back.
     pub released: Notify,
     /// Bytes of its parts in memory.
     pub memory: Arc<AtomicU64>,
+    /// What all namespaces together may take of each tier.
+    pub room: Arc<Room>,
+    /// Of a namespace that names none.
+    default_tiers: Option<Tiers>,
 }
 
 #[derive(Clone)]
@@ -70,6 +80,8 @@ pub(crate) struct Counters {
     pub misses: AtomicU64,
     pub deletes: AtomicU64,
     pub evictions: AtomicU64,
+    pub demotions: AtomicU64,
+    pub promotions: AtomicU64,
 }
 
 /// Adds to a counter.
@@ -78,7 +90,7 @@ pub(crate) fn count(counter: &AtomicU64, by: u64) {
 }
 
 impl Namespace {
-    fn new(name: &str) -> Namespace {
+    fn new(name: &str, room: Arc<Room>, default_tiers: Option<Tiers>) -> Namespace {
         Namespace {
             name: name.to_owned(),
             rules: RwLock::new(Rules { policy: Arc::default(), origin: PolicyOrigin::Default, hot: None }),
@@ -87,6 +99,8 @@ impl Namespace {
             counters: Counters::default(),
             released: Notify::new(),
             memory: Arc::default(),
+            room,
+            default_tiers,
         }
     }
 
@@ -110,27 +124,61 @@ impl Namespace {
         Ok(self.rules.read().policy.codecs.get(home).map(|text| text.parse()).transpose()?)
     }
 
-    /// A key was used: a cache gives it up later.
-    pub fn used(&self, key: &Key) {
-        if self.is_cache() {
-            for keys in self.order.lock().values_mut() {
-                keys.promote(key.as_str());
+    /// The tiers that its tensors move between.
+    pub fn tiers(&self) -> Option<Tiers> {
+        let policy = self.policy();
+        let own = || policy.tiers.clone().or_else(|| self.default_tiers.clone());
+        policy.copies.is_empty().then(own).flatten()
+    }
+
+    /// The tier to which what lies in `tier` may move for good.
+    pub fn below(&self, tier: &str) -> Option<String> {
+        self.tiers().filter(|tiers| tiers.warm == tier).map(|tiers| tiers.cold)
+    }
+
+    /// The tier to which what is read from `tier` may move.
+    pub fn above(&self, tier: &str) -> Option<String> {
+        self.tiers().filter(|tiers| tiers.cold == tier).map(|tiers| tiers.warm)
+    }
+
+    /// Whether something of it may leave `tier` for others to come.
+    pub fn yields(&self, tier: &str) -> bool {
+        self.is_cache() || self.below(tier).is_some()
+    }
+
+    /// A key was used at `now`: it leaves its tier later.
+    pub fn used(&self, key: &Key, now: u64) {
+        for keys in self.order.lock().values_mut() {
+            // Moves it to the front as well.
+            if let Some(at) = keys.get_mut(key.as_str()) {
+                *at = now;
             }
         }
     }
 
-    /// A key of a cache lies in these tiers, and was used just now.
-    pub fn entered(&self, key: &str, tiers: impl Iterator<Item = String>) {
+    /// The tiers in whose order a record stands.
+    pub fn ordered(&self, record: &TensorRecord, record_backend: &str) -> Vec<String> {
+        if self.is_cache() {
+            return record.stored(record_backend).into_keys().collect();
+        }
+        let lies = |tier: &String| record.parts.iter().flat_map(|part| &part.copies).any(|copy| copy.backend == *tier);
+        self.tiers().map(|tiers| tiers.warm).into_iter().filter(lies).collect()
+    }
+
+    /// A key lies in these tiers, and was used at `at`, which is later than all others were.
+    pub fn entered(&self, key: &str, tiers: Vec<String>, at: u64) {
+        if tiers.is_empty() {
+            return;
+        }
         let (mut order, key) = (self.order.lock(), Arc::<str>::from(key));
         for tier in tiers {
-            order.entry(tier).or_insert_with(LruCache::unbounded).push(key.clone(), ());
+            order.entry(tier).or_insert_with(LruCache::unbounded).push(key.clone(), at);
         }
     }
 
-    fn left(&self, key: &str) {
-        self.order.lock().values_mut().for_each(|keys| {
-            keys.pop(key);
-        });
+    /// Takes a key out of every order; gives when it was used last.
+    fn left(&self, key: &str) -> Option<u64> {
+        self.order.lock().values_mut().filter_map(|keys| keys.pop(key)).max()
     }
 
     /// The index now has `new` where it had `old`.
@@ -154,32 +202,42 @@ impl Namespace {
             }
         }
         drop(usage);
-        if self.is_cache() {
-            if let Some(old) = old {
-                self.left(old.key.as_str());
-            }
-            if let Some(new) = new {
-                self.entered(new.key.as_str(), new.stored(record_backend).into_keys());
-            }
+        self.room.replaced(old.map(|old| old.stored(record_backend)), new.map(|new| new.stored(record_backend)));
+        let before = old.and_then(|old| self.left(old.key.as_str()));
+        if let Some(new) = new {
+            // What only moved was not used by that.
+            let moved = old.is_some_and(|old| old.version == new.version);
+            let at = if moved { before.unwrap_or(new.created_ms) } else { new.created_ms };
+            self.entered(new.key.as_str(), self.ordered(new, record_backend), at);
         }
     }
 
-    /// Promises `bytes` of `tier` to a put, if the limit allows; otherwise says what stands against it. The put replaces `current` bytes that are
-    /// held, and `waiting` bytes that are promised to an earlier put of its key.
+    /// Promises `bytes` of `tier` to a put, if its limit and that of all allow it; otherwise says what stands against it. The put replaces `current`
+    /// bytes that are held, and `waiting` bytes that are promised to an earlier put of its key.
     pub fn promise(self: &Arc<Self>, tier: &str, bytes: u64, current: u64, waiting: u64) -> Result<Promise, Short> {
-        let Some(limit) = self.rules.read().policy.limits.get(tier).copied() else { return Ok(Promise { of: None }) };
+        let limit = self.limit(tier);
+        if limit.is_none() && self.room.limit(tier).is_none() {
+            return Ok(Promise { of: None });
+        }
         let mut usage = self.usage.lock();
         let held = usage.bytes.get(tier).copied().unwrap_or(0).saturating_sub(current);
         let promised = usage.promised.entry(tier.to_owned()).or_default();
         let needed = promised.saturating_sub(waiting).saturating_add(bytes);
-        if needed > limit {
-            return Err(Short::Promised);
+        match limit {
+            Some(limit) if needed > limit => return Err(Short::Promised),
+            Some(limit) if held.saturating_add(needed) > limit => return Err(Short::Held),
+            _ => {}
         }
-        if held.saturating_add(needed) > limit {
-            return Err(Short::Held);
-        }
+        self.room.promise(tier, bytes, current, waiting)?;
         *promised += bytes;
         Ok(Promise { of: Some((self.clone(), tier.to_owned(), bytes)) })
+    }
+
+    /// Bytes that its tensors take of `tier`, and those promised to puts.
+    pub fn taken(&self, tier: &str) -> u64 {
+        let usage = self.usage.lock();
+        let of = |map: &BTreeMap<String, u64>| map.get(tier).copied().unwrap_or(0);
+        of(&usage.bytes).saturating_add(of(&usage.promised))
     }
 
     /// The limit in `tier`.
@@ -187,22 +245,27 @@ impl Namespace {
         self.rules.read().policy.limits.get(tier).copied()
     }
 
-    /// The key of a cache that was used least recently in `tier`, which is forgotten here.
-    pub fn coldest(&self, tier: &str) -> Option<Arc<str>> {
-        self.order.lock().get_mut(tier)?.pop_lru().map(|(key, ())| key)
+    /// The key in the order of `tier` that was used least recently, which is forgotten here, and when it was.
+    pub fn coldest(&self, tier: &str) -> Option<(Arc<str>, u64)> {
+        self.order.lock().get_mut(tier)?.pop_lru()
     }
 
-    /// Whether a key of a cache is known to lie in `tier`.
+    /// When that key was used.
+    pub fn coldest_at(&self, tier: &str) -> Option<u64> {
+        self.order.lock().get(tier)?.peek_lru().map(|(_, at)| *at)
+    }
+
+    /// Whether a key stands in the order of `tier`.
     pub fn holds(&self, tier: &str, key: &str) -> bool {
         self.order.lock().get(tier).is_some_and(|keys| keys.contains(key))
     }
 
     /// Puts back what [`Namespace::coldest`] gave and which stays after all.
-    pub fn keep(&self, tier: &str, key: Arc<str>) {
+    pub fn keep(&self, tier: &str, (key, at): (Arc<str>, u64)) {
         if let Some(keys) = self.order.lock().get_mut(tier)
             && !keys.contains(&key)
         {
-            keys.push(key.clone(), ());
+            keys.push(key.clone(), at);
             keys.demote(&key);
         }
     }
@@ -240,6 +303,8 @@ impl Namespace {
                 misses: of(&counters.misses),
                 deletes: of(&counters.deletes),
                 evictions: of(&counters.evictions),
+                demotions: of(&counters.demotions),
+                promotions: of(&counters.promotions),
             },
         }
     }
@@ -247,15 +312,6 @@ impl Namespace {
     fn is_idle(&self) -> bool {
         self.rules.read().origin == PolicyOrigin::Default && self.usage.lock().keys == 0 && self.memory.load(Ordering::Relaxed) == 0
     }
-}
-
-/// What stands against a promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Short {
-    /// What is held: less of it would do.
-    Held,
-    /// The put itself, or what is promised to others: no eviction helps.
-    Promised,
 }
 
 /// Bytes of a tier that a running put may count on; given back when it ends, when what it stored counts instead.
@@ -276,6 +332,7 @@ impl Drop for Promise {
         if let Some(promised) = namespace.usage.lock().promised.get_mut(tier) {
             *promised = promised.saturating_sub(*bytes);
         }
+        namespace.room.give_back(tier, *bytes);
         namespace.released.notify_waiters();
     }
 }
@@ -287,11 +344,22 @@ pub(crate) struct Namespaces {
     record_backend: String,
     /// How many live records need each calibration artefact.
     references: Mutex<HashMap<String, u64>>,
+    /// What all of them together may take of each tier.
+    pub room: Arc<Room>,
+    tiers: Option<Tiers>,
 }
 
 impl Namespaces {
-    pub fn new(ledger: Ledger, record_backend: &str) -> Namespaces {
-        Namespaces { table: RwLock::default(), ledger, record_backend: record_backend.to_owned(), references: Mutex::default() }
+    pub fn new(ledger: Ledger, record_backend: &str, options: &TierOptions) -> Namespaces {
+        let (room, tiers) = (Arc::new(Room::new(options.limits.clone())), options.tiers.clone());
+        Namespaces {
+            table: RwLock::default(),
+            ledger,
+            record_backend: record_backend.to_owned(),
+            references: Mutex::default(),
+            room,
+            tiers,
+        }
     }
 
     /// The namespace, if it has keys or a policy.
@@ -304,7 +372,11 @@ impl Namespaces {
         if let Some(found) = self.find(name) {
             return found;
         }
-        self.table.write().entry(name.to_owned()).or_insert_with(|| Arc::new(Namespace::new(name))).clone()
+        self.table
+            .write()
+            .entry(name.to_owned())
+            .or_insert_with(|| Arc::new(Namespace::new(name, self.room.clone(), self.tiers.clone())))
+            .clone()
     }
 
     /// Sets what holds for a namespace. The keys of one that becomes a cache have to enter it.
@@ -361,6 +433,7 @@ impl Namespaces {
     /// Forgets what there is: all that the index has is told anew.
     pub fn reset(&self) {
         self.references.lock().clear();
+        self.room.reset();
         for namespace in self.all() {
             *namespace.usage.lock() = Usage::default();
             namespace.disorder();
@@ -378,6 +451,14 @@ impl Namespaces {
     pub fn forget_idle(&self) {
         // One that is held elsewhere is in use.
         self.table.write().retain(|_, namespace| Arc::strong_count(namespace) > 1 || !namespace.is_idle());
+    }
+
+    /// The key in `tier` that was used least recently, of those that may leave it; it is forgotten in the order of its namespace.
+    pub fn coldest(&self, tier: &str, may: impl Fn(&Namespace) -> bool) -> Option<Coldest> {
+        let all = self.all().into_iter().filter(|namespace| may(namespace));
+        let (_, namespace) = all.filter_map(|namespace| Some((namespace.coldest_at(tier)?, namespace))).min_by_key(|(at, _)| *at)?;
+        let key = namespace.coldest(tier)?;
+        Some((namespace, key))
     }
 
     /// Evicts at least `bytes` from the parts of memory that namespaces have for themselves; says how many went.
@@ -424,7 +505,7 @@ mod tests {
 
     #[test]
     fn what_is_promised_and_held_stays_within_the_limit() {
-        let all = Namespaces::new(Ledger::new(1 << 20, Duration::ZERO), "disk");
+        let all = Namespaces::new(Ledger::new(1 << 20, Duration::ZERO), "disk", &TierOptions::default());
         let policy = Policy { limits: [("disk".to_owned(), 100)].into(), ..Policy::default() };
         let ns = all.set("ns", policy, PolicyOrigin::Action);
         let promise = ns.promise("disk", 60, 0, 0).ok().unwrap();
@@ -443,33 +524,69 @@ mod tests {
 
     #[test]
     fn a_cache_gives_up_what_was_used_least_recently() {
-        let all = Namespaces::new(Ledger::new(1 << 20, Duration::ZERO), "disk");
+        let all = Namespaces::new(Ledger::new(1 << 20, Duration::ZERO), "disk", &TierOptions::default());
         let cache = Policy { mode: Mode::Cache, ..Policy::default() };
         let ns = all.set("ns", cache, PolicyOrigin::Action);
-        ns.entered("ns/old", ["disk".to_owned()].into_iter());
-        ns.entered("ns/elsewhere", ["object".to_owned()].into_iter());
+        ns.entered("ns/old", vec!["disk".to_owned()], 1);
+        ns.entered("ns/elsewhere", vec!["object".to_owned()], 2);
         for key in ["ns/a", "ns/b", "ns/c"] {
             all.replaced(None, Some(&record(key, 1)));
         }
-        ns.used(&"ns/a".parse().unwrap());
-        let coldest = || ns.coldest("disk").map(|key| key.to_string());
+        ns.used(&"ns/a".parse().unwrap(), 9);
+        let coldest = || ns.coldest("disk").map(|(key, _)| key.to_string());
         assert_eq!(coldest().as_deref(), Some("ns/old"));
         assert_eq!(coldest().as_deref(), Some("ns/b"));
-        ns.keep("disk", "ns/b".into());
+        ns.keep("disk", ("ns/b".into(), 0));
         assert_eq!(coldest().as_deref(), Some("ns/b"));
         all.replaced(Some(&record("ns/c", 1)), None);
         assert_eq!(coldest().as_deref(), Some("ns/a"));
         assert_eq!(coldest(), None);
-        assert_eq!(ns.coldest("object").as_deref(), Some("ns/elsewhere"));
+        assert_eq!(ns.coldest("object"), Some(("ns/elsewhere".into(), 2)));
     }
 
     #[test]
     fn the_idle_are_forgotten() {
-        let all = Namespaces::new(Ledger::new(1 << 20, Duration::ZERO), "disk");
+        let all = Namespaces::new(Ledger::new(1 << 20, Duration::ZERO), "disk", &TierOptions::default());
         all.set("set", Policy::default(), PolicyOrigin::Configuration);
         all.replaced(None, Some(&record("full/a", 1)));
         all.of("empty");
         all.forget_idle();
         assert_eq!(all.all().iter().map(|ns| ns.name.clone()).collect::<Vec<_>>(), ["full", "set"]);
+    }
+
+    #[test]
+    fn a_store_with_tiers_orders_what_can_leave_the_warm_one() {
+        let tiers = |warm: &str| Some(Tiers { warm: warm.into(), cold: "bucket".into() });
+        let options = TierOptions { tiers: tiers("disk"), ..TierOptions::default() };
+        let all = Namespaces::new(Ledger::new(1 << 20, Duration::ZERO), "disk", &options);
+        let copied = |key: &str, backend: &str, at| {
+            let mut record = TensorRecord { created_ms: at, ..record(key, 10) };
+            let copy = crate::record::PartCopy {
+                backend: backend.into(),
+                write_id: "w".into(),
+                chunk_shape: vec![10],
+                chains: vec!["none".into()],
+                chunks: vec![crate::record::Chunk { stored_bytes: 10, checksum: 0, chain: 0 }],
+                errors: BTreeMap::new(),
+            };
+            (record.parts[0].inline, record.parts[0].copies) = (None, vec![copy]);
+            record
+        };
+        let (one, other) = (all.of("one"), all.of("other"));
+        for record in
+            [record("one/inline", 5), copied("one/below", "bucket", 1), copied("one/b", "disk", 20), copied("other/a", "disk", 10)]
+        {
+            all.replaced(None, Some(&record));
+        }
+        assert_eq!((one.below("disk"), one.below("bucket"), one.above("bucket")), (Some("bucket".into()), None, Some("disk".into())));
+        assert_eq!(one.coldest_at("bucket"), None, "nothing of a store leaves the last tier");
+        let coldest = || all.coldest("disk", |namespace| namespace.yields("disk")).map(|(namespace, key)| (namespace.name.clone(), key));
+        assert_eq!(coldest(), Some(("other".into(), ("other/a".into(), 10))), "of all namespaces");
+        assert_eq!(coldest(), Some(("one".into(), ("one/b".into(), 20))));
+        assert_eq!(coldest(), None);
+        // One of its own, and copies that stay where they are.
+        all.set("one", Policy { tiers: tiers("other"), ..Policy::default() }, PolicyOrigin::Action);
+        all.set("other", Policy { copies: vec!["disk".into(), "bucket".into()], ..Policy::default() }, PolicyOrigin::Action);
+        assert_eq!((one.below("disk"), one.below("other"), other.tiers()), (None, Some("bucket".into()), None));
     }
 }

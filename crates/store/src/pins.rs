@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Readers by the write id of the record they read.
+use crate::record::TensorRecord;
+
+/// Readers by the write ids of the record and of the chunks they read.
 #[derive(Clone, Default)]
 pub(crate) struct Pins {
     readers: Arc<Mutex<HashMap<String, usize>>>,
@@ -15,12 +17,25 @@ pub(crate) struct Pins {
 pub(crate) struct Pin {
     pins: Pins,
     write_id: String,
+    /// Of chunks that an earlier write made: the record has moved since, or has several copies.
+    others: Vec<String>,
 }
 
 impl Pins {
-    pub fn pin(&self, write_id: &str) -> Pin {
-        *self.readers.lock().entry(write_id.to_string()).or_default() += 1;
-        Pin { pins: self.clone(), write_id: write_id.to_string() }
+    /// Pins what `record` names. A later record may name some of it still, and become garbage before this is done.
+    pub fn pin(&self, record: &TensorRecord) -> Pin {
+        let mut others = Vec::new();
+        for copy in record.parts.iter().flat_map(|part| &part.copies) {
+            if copy.write_id != record.write_id && !others.contains(&copy.write_id) {
+                others.push(copy.write_id.clone());
+            }
+        }
+        let mut readers = self.readers.lock();
+        for write_id in others.iter().chain([&record.write_id]) {
+            *readers.entry(write_id.clone()).or_default() += 1;
+        }
+        drop(readers);
+        Pin { pins: self.clone(), write_id: record.write_id.clone(), others }
     }
 
     pub fn held(&self, write_id: &str) -> bool {
@@ -31,10 +46,12 @@ impl Pins {
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut readers = self.pins.readers.lock();
-        if let Some(count) = readers.get_mut(&self.write_id) {
-            *count -= 1;
-            if *count == 0 {
-                readers.remove(&self.write_id);
+        for write_id in self.others.iter().chain([&self.write_id]) {
+            if let Some(count) = readers.get_mut(write_id) {
+                *count -= 1;
+                if *count == 0 {
+                    readers.remove(write_id);
+                }
             }
         }
     }

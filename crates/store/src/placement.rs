@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use sira_backend::Survives;
 use sira_tensor::kv::KvSpec;
 use sira_tensor::{DType, TensorSpec};
-use sira_wire::namespace::{Mode, RouteAnswer, RouteCandidate, RouteOptions};
+use sira_wire::namespace::{Mode, Policy, RouteAnswer, RouteCandidate, RouteOptions, RouteStep};
 use sira_wire::{Code, Consistency, Key, WireError};
 use tokio::time::Instant;
 
@@ -89,10 +89,9 @@ impl StorageClient {
             Some(hash) => Some(inner.kv_specs.get(inner, hash).await?),
             None => None,
         };
-        let (policy, namespace) = match inner.namespaces.find(key.namespace()) {
-            Some(namespace) => (namespace.policy(), Some(namespace)),
-            None => Default::default(),
-        };
+        // As for a put, what was never heard of included: the tiers may be all namespaces'.
+        let namespace = inner.namespaces.of(key.namespace());
+        let policy = namespace.policy();
         let cache = policy.mode == Mode::Cache;
         let default = policy.consistency.unwrap_or(if cache { Consistency::Weak } else { inner.options.consistency });
         let spec = spec_of(nbytes, options)?;
@@ -107,25 +106,38 @@ impl StorageClient {
         };
         let tiers = inner.all_tiers();
         let view = inner.view(&tiers, &request);
-        let steps = inner.router.read().explain(&request, &view);
-        let backend = steps.last().and_then(|step| step.backend.clone()).unwrap_or_default();
+        let mut steps = inner.router.read().explain(&request, &view);
+        let mut backend = steps.last().and_then(|step| step.backend.clone()).unwrap_or_default();
         let home = inner.tier(&backend)?;
-        let codec = namespace.as_ref().map(|namespace| namespace.codec(&backend)).transpose()?.flatten();
+        let home = inner.fitting(&namespace, home, nbytes)?;
+        if home.name != backend {
+            backend.clone_from(&home.name);
+            steps.push(moved_on(&policy, &backend));
+        }
+        let codec = namespace.codec(&backend)?;
         let configured = || match options.dtype {
             Some(dtype) => inner.options.codec.of(dtype).to_string(),
             None => inner.options.codec.to_string(),
         };
-        let hot = namespace.as_ref().map_or_else(|| inner.shared.clone(), |namespace| inner.hot(namespace));
         Ok(RouteAnswer {
             steps,
             candidates: tiers.iter().map(|tier| described(tier, &request, view.now)).collect(),
             inline: nbytes <= INLINE_BYTES,
-            memory: hot.takes(nbytes),
+            memory: inner.hot(&namespace).takes(nbytes),
             codec: codec.map_or_else(configured, |chain| chain.to_string()),
             consistency: level(inner, &home, options.consistency, default)?,
             backend,
         })
     }
+}
+
+/// What a namespace makes of the chain's answer.
+fn moved_on(policy: &Policy, backend: &str) -> RouteStep {
+    let (strategy, reason) = match policy.copies.is_empty() {
+        true => ("tiers of the namespace", "it can never find room in the tier above"),
+        false => ("copies of the namespace", "the first copy is made where one is wanted"),
+    };
+    RouteStep { strategy: strategy.to_owned(), backend: Some(backend.to_owned()), reason: reason.to_owned() }
 }
 
 /// A tensor of so many bytes, of one axis unless more are named.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use sira_backend::{Durability, PutMode, PutOptions};
+use sira_backend::{Durability, PutMode, PutOptions, Survives};
 use sira_codec::Chain;
 use sira_tensor::kv::KvSpec;
 use sira_wire::WireError;
-use sira_wire::namespace::{CALIBRATIONS, KvSpecAnswer, Mode, NamespaceEntry, Policy, PolicyOrigin};
+use sira_wire::namespace::{CALIBRATIONS, KvSpecAnswer, Mode, NamespaceEntry, Policy, PolicyOrigin, Tiers};
 
 use crate::calibrations::{key_of, named};
 use crate::client::Inner;
@@ -61,6 +61,7 @@ impl StorageClient {
         }
         self.inner.order(&namespace)?;
         self.inner.shrink(&namespace).await?;
+        self.inner.replication.look(&namespace.name);
         Ok(namespace.entry())
     }
 
@@ -114,6 +115,18 @@ impl Inner {
         if let Some(tier) = policy.limits.keys().find(|tier| *tier != MEMORY && self.tier(tier).is_err()) {
             return Err(wrong(format!("limits.{tier}: there is no such tier; there are {MEMORY}, {}", known())));
         }
+        if let Some(tiers) = &policy.tiers {
+            self.check_tier_names("tiers", tiers)?;
+        }
+        for copy in &policy.copies {
+            match self.tier(copy) {
+                Err(_) => return Err(wrong(format!("copies: there is no backend {copy}; there are {}", known()))),
+                Ok(tier) if tier.keeps() == Survives::Nothing => {
+                    return Err(wrong(format!("copies: backend {copy} keeps nothing when the server stops; memory holds copies anyway")));
+                }
+                Ok(_) => {}
+            }
+        }
         for (tier, text) in &policy.codecs {
             if self.tier(tier).is_err() {
                 return Err(wrong(format!("codecs.{tier}: there is no such backend; there are {}", known())));
@@ -124,6 +137,22 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// Refuses tiers of the configuration that are no backends.
+    pub(crate) fn check_tiers(&self) -> Result<(), StoreError> {
+        self.options.tiers.tiers.as_ref().map_or(Ok(()), |tiers| self.check_tier_names("storage.tiers", tiers))
+    }
+
+    fn check_tier_names(&self, place: &str, tiers: &Tiers) -> Result<(), StoreError> {
+        tiers.check()?;
+        match [&tiers.warm, &tiers.cold].into_iter().find(|name| self.tier(name).is_err()) {
+            Some(name) => {
+                let known = self.all_tiers().iter().map(|tier| tier.name.clone()).collect::<Vec<_>>().join(", ");
+                Err(wrong(format!("{place}: there is no backend {name}; there are {known}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Refuses configured namespaces whose codecs name calibration artefacts that are not there.
@@ -190,10 +219,10 @@ impl Inner {
         self.namespaces.all().iter().try_for_each(|namespace| self.order(namespace))
     }
 
-    /// Lets the keys of a cache enter it, oldest first; a store has no order.
+    /// Lets the keys that may leave a tier enter its order, oldest first.
     fn order(&self, namespace: &Arc<Namespace>) -> Result<(), StoreError> {
         namespace.disorder();
-        if !namespace.is_cache() {
+        if !namespace.is_cache() && namespace.tiers().is_none() {
             return Ok(());
         }
         let prefix = format!("{}/", namespace.name);
@@ -201,14 +230,16 @@ impl Inner {
         loop {
             let page = self.catalog.records(&prefix, after.as_deref(), PAGE)?;
             let live = page.iter().filter(|record| !record.tombstone);
-            keys.extend(live.map(|record| (record.created_ms, record.key.to_string(), record.stored(&self.options.record_backend))));
+            keys.extend(
+                live.map(|record| (record.created_ms, record.key.to_string(), namespace.ordered(record, &self.options.record_backend))),
+            );
             match page.last() {
                 Some(last) if page.len() == PAGE => after = Some(last.key.to_string()),
                 _ => break,
             }
         }
         keys.sort_by_key(|(created_ms, ..)| *created_ms);
-        keys.into_iter().for_each(|(_, key, stored)| namespace.entered(&key, stored.into_keys()));
+        keys.into_iter().for_each(|(created_ms, key, tiers)| namespace.entered(&key, tiers, created_ms));
         Ok(())
     }
 }

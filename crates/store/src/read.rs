@@ -16,6 +16,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::StoreError;
 use crate::client::{Inner, Tier};
 use crate::coding::{Awaited, PartFacts, Way};
+use crate::fitness::Standing;
+use crate::flights::{Departure, Flight, Joined};
 use crate::hot::{Damaged, HotPart, Place as BlockPlace};
 use crate::ledger::Reservation;
 use crate::namespaces::count;
@@ -53,6 +55,7 @@ pub struct Reader {
 /// What the bytes of a read are reserved by. Whoever keeps the bytes beyond the [`Reader`] keeps this with them.
 pub struct Hold {
     _part: Option<Arc<HotPart>>,
+    _flight: Option<Arc<Flight>>,
     _pin: Arc<Pin>,
     _working: Reservation,
 }
@@ -60,13 +63,19 @@ pub struct Hold {
 impl Hold {
     /// What holds bytes of a pinned record in reserved memory.
     pub(crate) fn new(pin: Arc<Pin>, working: Reservation) -> Hold {
-        Hold { _part: None, _pin: pin, _working: working }
+        Hold { _part: None, _flight: None, _pin: pin, _working: working }
     }
 }
 
 impl Reader {
-    /// `memory`: the part, where it lies in memory.
-    pub(crate) async fn open(place: Place, pin: Arc<Pin>, memory: Option<Arc<HotPart>>, wanted: Region) -> Result<Reader, StoreError> {
+    /// `memory`: the part, where it lies in memory. `keep`: whether memory may keep what is read.
+    pub(crate) async fn open(
+        place: Place,
+        pin: Arc<Pin>,
+        memory: Option<Arc<HotPart>>,
+        wanted: Region,
+        keep: bool,
+    ) -> Result<Reader, StoreError> {
         let (inner, record) = (place.inner.clone(), place.record.clone());
         let part = &record.parts[place.index];
         let (_, extents) = origin_and_shape(&wanted);
@@ -81,36 +90,60 @@ impl Reader {
         if let Some(namespace) = &place.namespace {
             count(&namespace.counters.gets, 1);
             count(&namespace.counters.hits, u64::from(memory.is_some()));
+            if let Some(home) = part.copies.first().filter(|_| memory.is_none()) {
+                inner.read_below(namespace, &record, &home.backend);
+            }
         }
         let (pieces, working, keep, hot) = if let Some(hot) = memory {
             let working = inner.reserve(if whole && !is_small { 0 } else { gathered }).await?;
             (from_memory(&place, hot.clone(), wanted, whole)?, working, None, Some(hot))
         } else if part.inline.is_some() {
             let working = inner.reserve(gathered + INLINE_BYTES).await?;
-            let bytes = inline(&inner, &place.record, place.index).await.map_err(|error| place.damaged(error))?;
-            let reservation = place.hot.admit(part.spec.nbytes()).filter(|_| !bytes.is_empty());
-            let keep = reservation.is_some();
-            let hot = place.counted(HotPart::new(bytes.into(), reservation.unwrap_or_default()), keep);
-            if keep {
-                inner.keep_hot(&place.hot, &place.record.key, &place.record.write_id, place.index, hot.clone());
-            }
+            let hot = inner.flights.inline(&place, load_inline(&place)).await?;
             (from_memory(&place, hot.clone(), wanted, whole)?, working, None, Some(hot))
         } else {
             let source = ChunkSource::first(&inner, &place.record, place.index)?;
+            let keep = keep && whole && place.hot.takes(part.spec.nbytes());
+            if let Some(flight) = if keep && !is_small { inner.flights.find(&place) } else { None } {
+                return Ok(Reader::follow(place, pin, flight, spec));
+            }
             // What decoding needs is there, or this get fails before its first byte.
             source.facts().await?;
             let needs = gathered.saturating_add(source.working_bytes(spec.nbytes()));
             source.check_memory(needs)?;
-            let working = inner.reserve(needs).await?;
-            let keep = (whole && place.hot.takes(part.spec.nbytes())).then(Default::default);
             // A packed part is cut as flat bytes, and always read whole.
-            let wanted = if whole { source.grid.shape().iter().map(|&extent| 0..extent).collect() } else { wanted };
-            (source.stream(wanted), working, keep, None)
+            let wanted = if whole { source.all() } else { wanted };
+            // Where there is memory for it at once, it is fetched into it for all who ask; otherwise this get has its turn.
+            let room = if keep && !is_small { Room::of(&place, needs) } else { None };
+            match room {
+                Some(Room { kept, working }) => {
+                    let departure = Departure { pieces: source.stream(wanted), kept, working, pin: pin.clone() };
+                    match inner.flights.join(&place, departure) {
+                        Joined::Flight(flight) => return Ok(Reader::follow(place, pin, flight, spec)),
+                        Joined::Landed(hot) => {
+                            let whole = spec.shape().iter().map(|&extent| 0..extent).collect();
+                            (from_memory(&place, hot.clone(), whole, true)?, Reservation::default(), None, Some(hot))
+                        }
+                    }
+                }
+                None => {
+                    let working = inner.reserve(needs).await?;
+                    (source.stream(wanted), working, keep.then(Default::default), None)
+                }
+            }
         };
-        inner.counters.gets.fetch_add(1, Ordering::Relaxed);
-        let hold = Arc::new(Hold { _part: hot.clone(), _pin: pin, _working: working });
+        count(&inner.counters.gets, 1);
+        let hold = Arc::new(Hold { _part: hot.clone(), _flight: None, _pin: pin, _working: working });
         let hot = hot.filter(|_| whole);
         Ok(Reader { missing: spec.nbytes(), spec, version: record.version, pieces, place, keep, hot, hold })
+    }
+
+    /// A read of a part that is on its way into memory.
+    fn follow(place: Place, pin: Arc<Pin>, flight: Arc<Flight>, spec: TensorSpec) -> Reader {
+        count(&place.inner.counters.gets, 1);
+        let hold = Arc::new(Hold { _part: None, _flight: Some(flight.clone()), _pin: pin, _working: Reservation::default() });
+        let (missing, version) = (spec.nbytes(), place.record.version);
+        Reader { missing, spec, version, pieces: flight.pieces(), place, keep: None, hot: None, hold }
     }
 
     /// What the bytes are reserved by, for as long as they are on their way.
@@ -134,11 +167,6 @@ impl Reader {
     /// The version that is being read.
     pub fn version(&self) -> u64 {
         self.version
-    }
-
-    /// The same, for a reader that keeps the bytes itself: the hot tier keeps none of them.
-    pub(crate) fn once(self) -> Reader {
-        Reader { keep: None, ..self }
     }
 
     /// The next bytes, row-major; `None` after the last.
@@ -175,6 +203,33 @@ impl Reader {
         }
         Ok(Some(piece))
     }
+}
+
+/// Memory for a part that is fetched into it, and for fetching it.
+struct Room {
+    kept: Reservation,
+    working: Reservation,
+}
+
+impl Room {
+    /// What is free right now: a flight that waited for memory while it holds some would hold up those that have what it waits for.
+    fn of(place: &Place, working: u64) -> Option<Room> {
+        let kept = place.hot.admit(place.part().spec.nbytes())?;
+        Some(Room { kept, working: place.inner.ledger.try_reserve(working)? })
+    }
+}
+
+/// An inline part, from its record; memory keeps it, room permitting.
+async fn load_inline(place: &Place) -> Result<Arc<HotPart>, StoreError> {
+    let Place { inner, record, index, hot, .. } = place;
+    let bytes = inline(inner, record, *index).await.map_err(|error| place.damaged(error))?;
+    let reservation = hot.admit(place.part().spec.nbytes()).filter(|_| !bytes.is_empty());
+    let keep = reservation.is_some();
+    let part = place.counted(HotPart::new(bytes.into(), reservation.unwrap_or_default()), keep);
+    if keep {
+        inner.keep_hot(hot, &record.key, &record.write_id, *index, part.clone());
+    }
+    Ok(part)
 }
 
 /// The bytes of inline part number `index`: the catalog's copy of the record leaves them out.
@@ -274,14 +329,15 @@ impl Cursor {
     }
 }
 
-/// The chunks of one copy. As they are stored ([`ChunkSource::fetch`]) they need nothing else; decoded, they need [`ChunkSource::facts`].
+/// The chunks of a part. As they are stored ([`ChunkSource::fetch`]) they need nothing else; decoded, they need [`ChunkSource::facts`].
 pub(crate) struct ChunkSource {
     inner: Arc<Inner>,
-    tier: Arc<Tier>,
     record: Arc<TensorRecord>,
     /// Index of the part.
     part: usize,
     copy: PartCopy,
+    /// Where its chunks lie, and the write that made them there: of the copy, then of others that have the same chunks.
+    places: Vec<(Arc<Tier>, String)>,
     chains: Vec<Chain>,
     facts: OnceCell<Arc<PartFacts>>,
     pub grid: Grid,
@@ -295,15 +351,43 @@ impl ChunkSource {
         ChunkSource::new(inner, record, part, copy)
     }
 
+    /// One copy; a chunk that it lacks, and what it has while its backend is out, comes from another copy that has the same.
     pub fn new(inner: &Arc<Inner>, record: &Arc<TensorRecord>, part: usize, copy: PartCopy) -> Result<ChunkSource, StoreError> {
+        let same = |other: &&PartCopy| {
+            other.backend != copy.backend
+                && (&other.chunk_shape, &other.chains, &other.chunks) == (&copy.chunk_shape, &copy.chains, &copy.chunks)
+        };
+        let others = record.parts[part].copies.iter().filter(same);
+        let others: Vec<_> = others.filter_map(|other| Some((inner.tier(&other.backend).ok()?, other.write_id.clone()))).collect();
+        ChunkSource::of(inner, record, part, copy, others)
+    }
+
+    /// One copy and no other, to see whether it is good.
+    pub fn only(inner: &Arc<Inner>, record: &Arc<TensorRecord>, part: usize, copy: PartCopy) -> Result<ChunkSource, StoreError> {
+        ChunkSource::of(inner, record, part, copy, Vec::new())
+    }
+
+    fn of(
+        inner: &Arc<Inner>,
+        record: &Arc<TensorRecord>,
+        part: usize,
+        copy: PartCopy,
+        others: Vec<(Arc<Tier>, String)>,
+    ) -> Result<ChunkSource, StoreError> {
         let grid = Grid::new(&record.parts[part].spec, &copy.chunk_shape)?;
         if grid.cells() != copy.chunks.len() as u64 {
             let (has, wants) = (copy.chunks.len(), grid.cells());
             return Err(StoreError::Corrupt(format!("tensor {}: {has} chunks in its record, {wants} in its grid", record.key)));
         }
         let chains = copy.chains.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
-        let facts = OnceCell::new();
-        Ok(ChunkSource { inner: inner.clone(), tier: inner.tier(&copy.backend)?, record: record.clone(), part, copy, chains, facts, grid })
+        let mut places = others;
+        match inner.tier(&copy.backend) {
+            Ok(tier) => places.insert(0, (tier, copy.write_id.clone())),
+            Err(error) if places.is_empty() => return Err(error),
+            // Its backend is not configured any more, and another has the same.
+            Err(_) => {}
+        }
+        Ok(ChunkSource { inner: inner.clone(), record: record.clone(), part, copy, places, chains, facts: OnceCell::new(), grid })
     }
 
     /// What its codecs are told of the part.
@@ -322,7 +406,7 @@ impl ChunkSource {
     }
 
     /// Memory to read `nbytes` of the part at once: slabs in the making, and the chunks that are fetched and decoded for them.
-    fn working_bytes(&self, nbytes: u64) -> u64 {
+    pub fn working_bytes(&self, nbytes: u64) -> u64 {
         let (chunks, slabs) = self.at_once();
         let (slab, chunk) = (self.grid.slab_bytes().min(nbytes), self.grid.region_bytes(&self.grid.cell(0)));
         let slabs = if self.grid.slab_bytes() >= self.record.parts[self.part].spec.nbytes() { 1 } else { slabs as u64 };
@@ -349,6 +433,17 @@ impl ChunkSource {
     /// What the record says of one chunk.
     pub fn chunk(&self, cell: u64) -> Chunk {
         self.copy.chunks[cell as usize]
+    }
+
+    /// The box that is all of it.
+    fn all(&self) -> Region {
+        self.grid.shape().iter().map(|&extent| 0..extent).collect()
+    }
+
+    /// All of it, slab by slab.
+    pub fn whole(self) -> BoxStream<'static, Result<Bytes, StoreError>> {
+        let all = self.all();
+        self.stream(all)
     }
 
     /// The box `wanted`, slab by slab.
@@ -406,24 +501,50 @@ impl ChunkSource {
 
     /// The stored bytes of one chunk, verified.
     pub async fn fetch(&self, cell: u64) -> Result<Bytes, StoreError> {
+        if let [(tier, write_id)] = &self.places[..] {
+            return self.fetch_from(tier, write_id, cell).await;
+        }
+        let replication = &self.inner.replication;
+        let is_out = |tier: &Tier| replication.is_out(&tier.name) || tier.meter.fitness.standing() == Standing::Out;
+        let (out, well): (Vec<_>, Vec<_>) = self.places.iter().partition(|(tier, _)| is_out(tier));
+        let mut failed = None;
+        for (tier, write_id) in well.into_iter().chain(out) {
+            match self.fetch_from(tier, write_id, cell).await {
+                Ok(stored) => return Ok(stored),
+                Err(error) => {
+                    replication.failed(&self.record.key, &tier.name, &error);
+                    tracing::warn!(%error, key = %self.record.key, "another copy is asked");
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| StoreError::Internal("a part that lies nowhere".into())))
+    }
+
+    async fn fetch_from(&self, tier: &Tier, write_id: &str, cell: u64) -> Result<Bytes, StoreError> {
         let chunk = self.copy.chunks[cell as usize];
-        let stored = self.tier.backend.get(&chunk_name(&self.copy.write_id, self.part, cell), None).await.map_err(|error| match error {
-            BackendError::Corrupt(reason) => self.corrupt(cell, reason),
-            other => self.tier.failed(other),
+        let corrupt = |reason| self.corrupt_in(&tier.name, cell, reason);
+        let stored = tier.backend.get(&chunk_name(write_id, self.part, cell), None).await.map_err(|error| match error {
+            BackendError::Corrupt(reason) => corrupt(reason),
+            other => tier.failed(other),
         })?;
-        let stored = stored.ok_or_else(|| self.corrupt(cell, "it is gone".into()))?;
+        let stored = stored.ok_or_else(|| corrupt("it is gone".into()))?;
         if stored.len() as u64 != chunk.stored_bytes {
-            return Err(self.corrupt(cell, format!("{} bytes are stored where {} were written", stored.len(), chunk.stored_bytes)));
+            return Err(corrupt(format!("{} bytes are stored where {} were written", stored.len(), chunk.stored_bytes)));
         }
         match xxh3_64(&stored) == chunk.checksum {
             true => Ok(stored),
-            false => Err(self.corrupt(cell, "its checksum does not match".into())),
+            false => Err(corrupt("its checksum does not match".into())),
         }
     }
 
     fn corrupt(&self, cell: u64, reason: String) -> StoreError {
-        self.inner.counters.corrupt.fetch_add(1, Ordering::Relaxed);
-        let (key, version, backend) = (&self.record.key, self.record.version, &self.tier.name);
+        self.corrupt_in(&self.copy.backend, cell, reason)
+    }
+
+    fn corrupt_in(&self, backend: &str, cell: u64, reason: String) -> StoreError {
+        count(&self.inner.counters.corrupt, 1);
+        let (key, version) = (&self.record.key, self.record.version);
         StoreError::Corrupt(format!("tensor {key} version {version}, chunk {cell} in backend {backend}: {reason}"))
     }
 }

@@ -8,7 +8,7 @@ use sira_wire::{Code, Key};
 
 use crate::catalog::Garbage;
 use crate::client::Inner;
-use crate::record::{RECORDS, TensorRecord, record_prefix};
+use crate::record::{Part, RECORDS, TensorRecord, record_prefix};
 use crate::{StoreError, upkeep};
 
 /// Where a record backend says which store it belongs to.
@@ -159,7 +159,9 @@ fn forget_lost(inner: &Arc<Inner>) -> Result<(), StoreError> {
     loop {
         let page = inner.catalog.records("", after.as_deref(), PAGE)?;
         for record in &page {
-            let lost = records_lost || record.parts.iter().flat_map(|part| &part.copies).any(|copy| volatile(&copy.backend));
+            // Of several copies, one that is there still is enough.
+            let gone = |part: &Part| !part.copies.is_empty() && part.copies.iter().all(|copy| volatile(&copy.backend));
+            let lost = records_lost || record.parts.iter().any(gone);
             if lost {
                 inner.catalog.forget(record, &Garbage::of(record, None))?;
             }

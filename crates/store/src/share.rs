@@ -1,6 +1,5 @@
 //! Parts in memory that processes of the same machine map.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sira_shm::{Region, Sealed};
@@ -87,7 +86,7 @@ impl Snapshot {
         if let Some(part) = self.in_memory(index) {
             part.doubt();
         }
-        let mut reader = self.read(index, &BTreeMap::new()).await?.once();
+        let mut reader = self.read_once(index).await?;
         let len = usize::try_from(reader.spec().nbytes()).map_err(|error| StoreError::Internal(error.to_string()))?;
         let mut region = Region::create(len).map_err(refused)?;
         let mut offset = 0;

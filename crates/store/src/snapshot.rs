@@ -44,7 +44,7 @@ impl Snapshot {
         }
         let (record, pin, waiting) = found?;
         if let Some(namespace) = &namespace {
-            namespace.used(key);
+            namespace.used(key, inner.now());
         }
         Ok(Snapshot { inner: inner.clone(), namespace, record: Arc::new(record), pin: Arc::new(pin), waiting })
     }
@@ -133,7 +133,7 @@ impl Snapshot {
 
     /// Part number `index`, where it lies in memory.
     pub(crate) fn in_memory(&self, index: usize) -> Option<Arc<HotPart>> {
-        let hot = || self.hot().get(&self.record.write_id, index);
+        let hot = || self.hot().get(&self.record.write_id, index).inspect(|part| part.used(self.inner.now()));
         let Some(waiting) = &self.waiting else { return hot() };
         match self.inner.behind.parts(&self.record.key, &self.record.write_id) {
             Some(parts) => parts.get(index).cloned(),
@@ -152,9 +152,18 @@ impl Snapshot {
 
     /// Reads a box of part number `index`; axes that `slice` does not name are whole.
     pub async fn read(&self, index: usize, slice: &BTreeMap<String, [u64; 2]>) -> Result<Reader, StoreError> {
+        self.open_part(index, slice, true).await
+    }
+
+    /// All of part number `index`, for a reader that keeps the bytes itself: memory keeps none of them.
+    pub(crate) async fn read_once(&self, index: usize) -> Result<Reader, StoreError> {
+        self.open_part(index, &BTreeMap::new(), false).await
+    }
+
+    async fn open_part(&self, index: usize, slice: &BTreeMap<String, [u64; 2]>, keep: bool) -> Result<Reader, StoreError> {
         let part = self.record.parts.get(index).ok_or_else(|| StoreError::NotFound(format!("{} has no part {index}", self.record.key)))?;
         let wanted = region(&part.spec, slice.iter().map(|(name, range)| (name.as_str(), *range)))?;
-        Reader::open(self.place(index)?, self.pin.clone(), self.in_memory(index), wanted).await
+        Reader::open(self.place(index)?, self.pin.clone(), self.in_memory(index), wanted, keep).await
     }
 }
 

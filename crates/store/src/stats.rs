@@ -14,6 +14,7 @@ use crate::coding::Coders;
 use crate::fitness::Standing;
 use crate::hot::HotTier;
 use crate::ledger::Ledger;
+use crate::moves::{Flow, MoveCounters};
 use crate::observe::{BackendMeasurements, CodecMeasurements, Direction, Latency, Measured, Requests};
 
 /// Counters since the start.
@@ -50,6 +51,8 @@ pub struct StoreStats {
     pub coding: CodingStats,
     /// What the whole process wrote to disks.
     pub device: DeviceStats,
+    /// Tensors that changed their place, since the start.
+    pub moves: MoveStats,
 }
 
 /// What the whole process wrote to disks: backends, catalog, logs.
@@ -60,6 +63,58 @@ pub struct DeviceStats {
     pub written_bytes: Option<u64>,
     /// These for one raw byte put; `None` before the first.
     pub written_per_byte_put: Option<f64>,
+}
+
+/// Tensors that changed their place.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct MoveStats {
+    /// To the tier below, for the room.
+    pub demoted: FlowStats,
+    /// To the tier above, for being read.
+    pub promoted: FlowStats,
+    /// By a migration.
+    pub migrated: FlowStats,
+    /// To one more backend, where their namespace asks for copies.
+    pub copied: FlowStats,
+    /// Parts of those that got another codec with their place, and their bytes in it.
+    pub recoded: FlowStats,
+    /// Moves that failed; the tensors stayed where they were.
+    pub failed: u64,
+    /// Bytes a second that moves may take that nobody waits for; `None` without a limit.
+    pub rate: Option<u64>,
+    /// Seconds that they waited for that, all together.
+    pub waited_seconds: f64,
+}
+
+/// Tensors, and their bytes as they are stored.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct FlowStats {
+    /// How many.
+    pub tensors: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl FlowStats {
+    fn of(flow: &Flow) -> FlowStats {
+        FlowStats { tensors: flow.tensors.load(Ordering::Relaxed), bytes: flow.bytes.load(Ordering::Relaxed) }
+    }
+}
+
+impl MoveStats {
+    pub(crate) fn of(inner: &Inner) -> MoveStats {
+        let MoveCounters { demoted, promoted, migrated, copied, recoded, failed } = &inner.moves;
+        MoveStats {
+            demoted: FlowStats::of(demoted),
+            promoted: FlowStats::of(promoted),
+            migrated: FlowStats::of(migrated),
+            copied: FlowStats::of(copied),
+            recoded: FlowStats::of(recoded),
+            failed: failed.load(Ordering::Relaxed),
+            rate: inner.throttle.rate(),
+            waited_seconds: inner.throttle.waited(),
+        }
+    }
 }
 
 /// Processors that code chunks.
@@ -355,6 +410,7 @@ impl Counters {
             codecs: coders.read().iter().map(|(family, measured)| (family.clone(), CodecStats::of(measured))).collect(),
             coding: CodingStats { limit: coders.count() as u64, waiting: coders.waiting() },
             device: DeviceStats::now(of(&self.put_bytes)),
+            moves: MoveStats::default(),
         }
     }
 }

@@ -42,6 +42,7 @@ pub(crate) fn spawn(inner: &Arc<Inner>) {
                 reaped = Instant::now();
                 log("expiry", reap(&inner).await);
                 inner.namespaces.forget_idle();
+                inner.forget_unread();
                 inner.regions.tidy();
             }
             log("write behind", crate::behind::write_all(&inner).await);
@@ -147,6 +148,10 @@ pub(crate) async fn collect(inner: &Arc<Inner>, write_id: &str) -> Result<bool, 
         return Ok(false);
     }
     let Some(garbage) = inner.catalog.garbage_of(write_id)? else { return Ok(false) };
+    // Chunks that an earlier write made may be read by who began before this record was.
+    if garbage.chunks.iter().any(|(_, chunks_of, ..)| chunks_of != write_id && inner.pins.held(chunks_of)) {
+        return Ok(false);
+    }
     for (backend, chunks_of, part, cells) in &garbage.chunks {
         let tier = inner.tier(backend)?;
         for cell in 0..*cells {
@@ -204,7 +209,7 @@ pub(crate) async fn scrub(inner: &Arc<Inner>) -> Result<ScrubReport, StoreError>
     loop {
         let page = inner.catalog.records("", after.as_deref(), PAGE)?;
         for record in page.iter().cloned().map(Arc::new) {
-            let _pin = inner.pins.pin(&record.write_id);
+            let _pin = inner.pins.pin(&record);
             // One look at the record verifies all of its inline parts.
             if let Some(index) = record.parts.iter().position(|part| part.inline.is_some() && part.spec.nbytes() > 0) {
                 match inline(inner, &record, index).await {
@@ -216,7 +221,7 @@ pub(crate) async fn scrub(inner: &Arc<Inner>) -> Result<ScrubReport, StoreError>
             }
             for (index, copy) in copies(&record) {
                 named.insert(copy.write_id.clone());
-                let source = ChunkSource::new(inner, &record, index, copy.clone())?;
+                let source = ChunkSource::only(inner, &record, index, copy.clone())?;
                 for cell in 0..source.grid.cells() {
                     let _memory = inner.reserve(copy.chunks[cell as usize].stored_bytes).await?;
                     match source.fetch(cell).await {
@@ -254,7 +259,7 @@ fn changed(inner: &Inner, record: &TensorRecord) -> bool {
 }
 
 /// Old writes whose chunks lie in `tier` and which are neither under way nor garbage; a record may name them.
-async fn unnamed(inner: &Inner, tier: &Tier) -> Result<Vec<String>, StoreError> {
+pub(crate) async fn unnamed(inner: &Inner, tier: &Tier) -> Result<Vec<String>, StoreError> {
     let (mut after, mut found) = (None::<String>, Vec::new());
     loop {
         let names = tier.backend.list_keys(CHUNKS, after.as_deref(), PAGE).await.map_err(|e| tier.failed(e))?;

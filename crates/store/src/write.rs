@@ -113,6 +113,7 @@ impl Writer {
         let ttl = options.ttl.or(policy.ttl).or(inner.options.ttl).filter(|_| artefact.is_none());
         let (kv_spec, consistency) = (followed.as_deref(), asked.unwrap_or(default));
         let home = inner.place(&key, &parts, &Wanted { kv_spec, nbytes, consistency, demanded: asked.is_some(), ttl })?;
+        let home = inner.fitting(&namespace, home, nbytes)?;
         let level = level(&inner, &home, asked, default)?;
         let (mut plans, mut calibrations) = (Vec::with_capacity(parts.len()), Vec::new());
         for part in parts {

@@ -23,7 +23,8 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use sira_store::{Clock, Demands, PartSpec, Seams, Spawner, StorageClient, StoreError, WriteOptions};
+use sira_store::{Clock, Demands, PartSpec, Seams, Spawner, StorageClient, StoreError, TierOptions, WriteOptions};
+use sira_wire::namespace::Tiers;
 use sira_wire::{Code, Consistency};
 
 const CLIENTS: usize = 4;
@@ -161,6 +162,13 @@ async fn step(store: &StorageClient, oracle: &Oracle, rng: &mut StdRng, client: 
             known.failed = false;
             known.possible.clear();
         }
+        9 if rng.random_ratio(1, 4) => {
+            // Another job may be at it already.
+            let (source, target) = if rng.random() { ("small", "large") } else { ("large", "small") };
+            if let Err(error) = store.migrate_data(source, target, &format!("*/{client}-*")).await {
+                assert!(matches!(error.code(), Code::InUse | Code::Busy | Code::OutOfSpace | Code::Backend), "{error}");
+            }
+        }
         _ => {
             let (entries, _) = store.list(&format!("{place}/{client}-"), None, 100).unwrap();
             let oracle = oracle.lock();
@@ -185,6 +193,17 @@ enum Plant {
     EarlyAcknowledgement,
 }
 
+/// Tiers of which the warm one is soon full, and which a tensor climbs after one read.
+fn tiny_tiers() -> TierOptions {
+    TierOptions {
+        tiers: Some(Tiers { warm: "small".into(), cold: "large".into() }),
+        limits: [("small".to_owned(), 6 << 20)].into(),
+        promote_after: 1,
+        move_rate: Some(1 << 30),
+        ..TierOptions::default()
+    }
+}
+
 fn history(seed: u64, plant: Plant) {
     let world = World::new(1 << 30);
     let oracle = Oracle::default();
@@ -198,7 +217,14 @@ fn history(seed: u64, plant: Plant) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             world.process.crash_after(-1);
-            let store = world.open(seams, |options| options.hot_limit = if seed.is_multiple_of(2) { 0 } else { 4 << 20 }).await;
+            let store = world
+                .open(seams, |options| {
+                    options.hot_limit = if seed.is_multiple_of(2) { 0 } else { 4 << 20 };
+                    if !seed.is_multiple_of(3) {
+                        options.tiers = tiny_tiers();
+                    }
+                })
+                .await;
             let before = oracle.lock().clone();
             for (name, known) in before {
                 let found = read(&store, &name).await.unwrap();

@@ -4,6 +4,7 @@ pub mod encoded;
 mod entry;
 mod error;
 pub mod ipc;
+pub mod job;
 mod key;
 mod keys;
 mod limited;

@@ -53,14 +53,53 @@ pub struct Policy {
     /// Codec chain of puts that do not say, by the backend that becomes their home.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub codecs: BTreeMap<String, String>,
+    /// The backends between which its tensors move. Absent: as the server is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiers: Option<Tiers>,
+    /// Backends each of which has a copy of every tensor that does not lie in its record. Such tensors are not moved between tiers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<String>,
+}
+
+/// Copies of one tensor, at most.
+pub const MAX_COPIES: usize = 8;
+
+/// Two backends below memory: what is used least in the warm one moves to the cold one when the room is needed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tiers {
+    /// The faster one.
+    pub warm: String,
+    /// The larger one.
+    pub cold: String,
+}
+
+impl Tiers {
+    /// Checks what needs no knowledge of the server.
+    pub fn check(&self) -> Result<(), WireError> {
+        match self.warm == self.cold {
+            true => Err(refuse(format!("tiers: {} is both warm and cold; they must be two backends", self.warm))),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Policy {
     /// Checks what needs no knowledge of the server.
     pub fn check(&self) -> Result<(), WireError> {
         check_ttl(self.ttl)?;
-        match self.limits.iter().find(|(_, bytes)| **bytes == 0) {
-            Some((tier, _)) => Err(refuse(format!("limits.{tier} is 0; a limit is bytes above 0"))),
+        if let Some((tier, _)) = self.limits.iter().find(|(_, bytes)| **bytes == 0) {
+            return Err(refuse(format!("limits.{tier} is 0; a limit is bytes above 0")));
+        }
+        let twice = |(i, name): (usize, &String)| self.copies[..i].contains(name);
+        if self.copies.iter().enumerate().any(twice) || self.copies.len() == 1 || self.copies.len() > MAX_COPIES {
+            return Err(refuse(format!("copies: two to {MAX_COPIES} backends, each once; leave it out for one copy where routing says")));
+        }
+        match &self.tiers {
+            Some(_) if !self.copies.is_empty() => {
+                Err(refuse("a namespace has `tiers` or `copies`: what lies in all of its backends moves to none".into()))
+            }
+            Some(tiers) => tiers.check(),
             None => Ok(()),
         }
     }
@@ -140,6 +179,12 @@ pub struct NamespaceOperations {
     pub deletes: u64,
     /// Keys evicted at a limit.
     pub evictions: u64,
+    /// Keys moved to the tier below.
+    #[serde(default)]
+    pub demotions: u64,
+    /// Keys moved to the tier above.
+    #[serde(default)]
+    pub promotions: u64,
 }
 
 /// Where a policy comes from.
@@ -345,6 +390,11 @@ mod tests {
             br#"{"v":1,"namespace":"kv","policy":{"limit":{"memory":1}}}"#,
             br#"{"v":1,"namespace":"kv","policy":{"limits":{"memory":0}}}"#,
             br#"{"v":1,"namespace":"kv","policy":{"ttl":0}}"#,
+            br#"{"v":1,"namespace":"kv","policy":{"tiers":{"warm":"a","cold":"a"}}}"#,
+            br#"{"v":1,"namespace":"kv","policy":{"tiers":{"warm":"a"}}}"#,
+            br#"{"v":1,"namespace":"kv","policy":{"copies":["a"]}}"#,
+            br#"{"v":1,"namespace":"kv","policy":{"copies":["a","b","a"]}}"#,
+            br#"{"v":1,"namespace":"kv","policy":{"copies":["a","b"],"tiers":{"warm":"a","cold":"b"}}}"#,
         ] {
             assert!(NamespaceRequest::parse(bad).is_err(), "{}", String::from_utf8_lossy(bad));
         }

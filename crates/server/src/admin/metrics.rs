@@ -60,6 +60,7 @@ impl Collector for Snapshot {
             self.tiers(&mut out, stats)?;
             placement(&mut out, stats)?;
             store(&mut out, stats)?;
+            moves(&mut out, stats)?;
         }
         Ok(())
     }
@@ -201,6 +202,25 @@ fn store(out: &mut Out<'_>, stats: &StoreStats) -> fmt::Result {
     )?;
     out.counter("sira_corrupt", "Chunks that failed their checksum", None, [(vec![], stats.operations.corrupt)])?;
     out.counter("sira_expired", "Keys that have expired", None, [(vec![], stats.operations.expired)])
+}
+
+/// Tensors that changed their place.
+fn moves(out: &mut Out<'_>, stats: &StoreStats) -> fmt::Result {
+    let moves = &stats.moves;
+    let flows = [("demote", moves.demoted), ("promote", moves.promoted), ("migrate", moves.migrated), ("copy", moves.copied)];
+    let tensors = flows.map(|(reason, flow)| (vec![("reason", reason)], flow.tensors));
+    out.counter("sira_moved_tensors", "Tensors that were moved or copied to another backend", None, tensors)?;
+    let bytes = flows.map(|(reason, flow)| (vec![("reason", reason)], flow.bytes));
+    out.counter("sira_moved", "Stored bytes of them", Some(Unit::Bytes), bytes)?;
+    let help = "Parts that got another codec when they moved";
+    out.counter("sira_moves_recoded_parts", help, None, [(vec![], moves.recoded.tensors)])?;
+    let help = "Stored bytes of them, in the new codec";
+    out.counter("sira_moves_recoded", help, Some(Unit::Bytes), [(vec![], moves.recoded.bytes)])?;
+    out.counter("sira_moves_failed", "Moves that failed; their tensors stayed where they were", None, [(vec![], moves.failed)])?;
+    let help = "Time that moves waited to keep to their rate";
+    out.counter("sira_moves_throttled", help, Some(Unit::Seconds), [(vec![], moves.waited_seconds)])?;
+    let rate = moves.rate.map(|rate| (vec![], rate as f64));
+    out.gauge("sira_moves_rate_limit", "Bytes a second that moves may take which nobody waits for", Some(Unit::Bytes), rate)
 }
 
 /// Families of metrics, one after the other. Names are without their unit and `_total`, which the encoder appends.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
-use sira_client::{Condition, Consistency, DType};
+use sira_client::{Condition, Consistency, DType, Tiers};
 
 use crate::config::units;
 use crate::formats::avro::Codec;
@@ -194,6 +194,70 @@ pub(crate) struct RouteArgs {
     pub json: bool,
 }
 
+/// `sira migrate`.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// The backend that the tensors leave
+    pub source: String,
+    /// The backend that they go to
+    pub target: String,
+    /// Which: a glob over namespace/name in which * matches / too, such as 'kv/*'
+    pub pattern: String,
+    /// Only say how many would move, and of how many bytes
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not wait for the end: say the job's id, for `sira jobs`
+    #[arg(long, conflicts_with = "dry_run")]
+    pub detach: bool,
+    /// The job, as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `sira check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Keys that start with this; without it all, and chunks that no record names as well
+    #[arg(default_value = "")]
+    pub prefix: String,
+    /// Mend what can be, from copies that are good, and remove what no record names
+    #[arg(long)]
+    pub mend: bool,
+    /// Do not wait for the end: say the job's id, for `sira jobs`
+    #[arg(long)]
+    pub detach: bool,
+    /// The job, as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `sira jobs`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobsCommand {
+    /// List the jobs that run, and the last ones that ended.
+    Ls {
+        /// One line of JSON for each
+        #[arg(long)]
+        json: bool,
+    },
+    /// Follow a job until it ends; Ctrl-C leaves it running.
+    Watch {
+        /// Its id
+        id: String,
+        /// The job as it ended, as one line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop a job. Started again with the same words, it goes on where it was.
+    Stop {
+        /// Its id
+        id: String,
+        /// The job, as one line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// `sira ns`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum NamespaceCommand {
@@ -225,7 +289,7 @@ pub(crate) enum NamespaceCommand {
 
 /// `sira ns set`.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("changes").required(true).multiple(true).args(["mode", "read_only", "exact", "consistency", "ttl", "limits", "codecs"])))]
+#[command(group(ArgGroup::new("changes").required(true).multiple(true).args(["mode", "read_only", "exact", "consistency", "ttl", "limits", "codecs", "tiers", "copies"])))]
 pub(crate) struct NamespaceSetArgs {
     /// Name of the namespace
     pub namespace: String,
@@ -250,6 +314,12 @@ pub(crate) struct NamespaceSetArgs {
     /// Codec of puts that do not say, by backend: object=planes+zstd; nothing after the = takes it away
     #[arg(long = "codec", value_name = "TIER=CHAIN", value_parser = parse_codec)]
     pub codecs: Vec<(String, Option<String>)>,
+    /// What is used least moves from the first backend to the second: rocksdb,object; `default` is the server's
+    #[arg(long, value_name = "WARM,COLD", value_parser = parse_tiers)]
+    pub tiers: Option<Setting<Tiers>>,
+    /// Backends that have a copy of every tensor: rocksdb,bucket; `none` for one copy where routing says
+    #[arg(long, value_name = "BACKENDS", value_parser = parse_copies)]
+    pub copies: Option<Copies>,
     /// The server's answer, as one line of JSON
     #[arg(long)]
     pub json: bool,
@@ -263,6 +333,10 @@ pub(crate) enum ModeName {
     /// Keeps.
     Store,
 }
+
+/// Backends that have a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Copies(pub Vec<String>);
 
 /// A value, or the server's default in place of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -388,6 +462,22 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
 
 fn parse_ttl_setting(text: &str) -> Result<Setting<Duration>, String> {
     if text == "default" { Ok(Setting::Default) } else { parse_ttl(text).map(Setting::Value) }
+}
+
+fn parse_tiers(text: &str) -> Result<Setting<Tiers>, String> {
+    match (text, text.split_once(',')) {
+        ("default", _) => Ok(Setting::Default),
+        (_, Some((warm, cold))) => Ok(Setting::Value(Tiers { warm: warm.to_owned(), cold: cold.to_owned() })),
+        _ => Err("two backends, the warm one first: rocksdb,object; or default".to_owned()),
+    }
+}
+
+fn parse_copies(text: &str) -> Result<Copies, String> {
+    match text {
+        "" => Err("backends joined by commas: rocksdb,bucket; or none".to_owned()),
+        "none" => Ok(Copies(Vec::new())),
+        names => Ok(Copies(names.split(',').map(str::to_owned).collect())),
+    }
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {

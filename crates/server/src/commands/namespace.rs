@@ -52,6 +52,12 @@ fn changed(mut policy: Policy, args: &NamespaceSetArgs) -> Policy {
     policy.ttl = args.ttl.map_or(policy.ttl, |ttl| Option::from(ttl).map(|ttl: std::time::Duration| ttl.as_secs()));
     change(&mut policy.limits, &args.limits);
     change(&mut policy.codecs, &args.codecs);
+    if let Some(tiers) = &args.tiers {
+        policy.tiers = tiers.clone().into();
+    }
+    if let Some(copies) = &args.copies {
+        policy.copies.clone_from(&copies.0);
+    }
     policy
 }
 
@@ -122,6 +128,8 @@ fn text(entry: &NamespaceEntry) -> String {
         ("ttl", policy.ttl.map_or_else(|| by_server.into(), |ttl| format!("{ttl}s"))),
         ("limits", sizes(&policy.limits, exact_size)),
         ("codecs", if codecs.is_empty() { "-".into() } else { codecs.join(", ") }),
+        ("tiers", policy.tiers.as_ref().map_or_else(|| by_server.into(), |tiers| format!("{} over {}", tiers.warm, tiers.cold))),
+        ("copies", if policy.copies.is_empty() { "-".into() } else { policy.copies.join(", ") }),
         ("keys", entry.keys.to_string()),
         ("size", short_size(entry.nbytes)),
         ("bytes", sizes(&entry.bytes, short_size)),
@@ -129,6 +137,7 @@ fn text(entry: &NamespaceEntry) -> String {
         ("gets", format!("{}, {}, {} from memory, {} misses", done.gets, short_size(done.get_bytes), done.hits, done.misses)),
         ("deletes", done.deletes.to_string()),
         ("evictions", done.evictions.to_string()),
+        ("moves", format!("{} to the cold tier, {} to the warm one", done.demotions, done.promotions)),
     ];
     rows.map(|(name, value)| format!("{name:<12} {value}")).join("\n")
 }
@@ -167,8 +176,15 @@ mod tests {
             ttl: Some(5),
             limits: BTreeMap::from([("memory".to_owned(), 1 << 30), ("rocksdb".to_owned(), 7)]),
             codecs: BTreeMap::from([("object".to_owned(), "zstd".to_owned())]),
+            ..Policy::default()
         };
-        assert_eq!(changed(present, &args), expected);
+        assert_eq!(changed(present.clone(), &args), expected);
+        let tiers = sira_client::Tiers { warm: "rocksdb".into(), cold: "object".into() };
+        let tiered = changed(present, &given("--tiers rocksdb,object"));
+        assert_eq!(tiered.tiers, Some(tiers));
+        let copied = changed(tiered, &given("--tiers default --copies rocksdb,object"));
+        assert_eq!((copied.tiers.is_none(), copied.copies.len()), (true, 2));
+        assert!(changed(copied, &given("--copies none")).copies.is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::table::{self, Column};
-use super::{Server, print, print_line};
+use super::{Server, plural, print, print_line};
 use crate::Failure;
 use crate::config::units::short_size;
 
@@ -28,6 +28,7 @@ struct Stats {
     hit_ratio: Option<f64>,
     backends: BTreeMap<String, Backend>,
     device: Device,
+    moves: Moves,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -61,6 +62,23 @@ struct Device {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+struct Moves {
+    demoted: Flow,
+    promoted: Flow,
+    migrated: Flow,
+    copied: Flow,
+    failed: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Flow {
+    tensors: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct Backend {
     used_bytes: Option<u64>,
     available_bytes: Option<u64>,
@@ -85,6 +103,21 @@ struct Calls {
     p99_ms: Option<f64>,
 }
 
+impl Moves {
+    /// Nothing where nothing has moved.
+    fn text(&self) -> Option<String> {
+        let Moves { demoted, promoted, migrated, copied, failed } = self;
+        let flows = [("demoted", demoted), ("promoted", promoted), ("migrated", migrated), ("copied", copied)];
+        let flows = flows.into_iter().filter(|(_, flow)| flow.tensors > 0);
+        let mut what: Vec<String> =
+            flows.map(|(what, flow)| format!("{} {what} ({})", plural(flow.tensors, "tensor"), short_size(flow.bytes))).collect();
+        if *failed > 0 {
+            what.push(format!("{} failed", plural(*failed, "move")));
+        }
+        (!what.is_empty()).then(|| format!("moved: {}", what.join(", ")))
+    }
+}
+
 impl Stats {
     fn text(&self) -> String {
         let Operations { puts, put_bytes, gets, get_bytes, deletes, expired, corrupt } = self.operations;
@@ -105,9 +138,9 @@ impl Stats {
                 share(self.hit_ratio)
             ),
             format!("written to disks: {}, {} for a byte put", size(self.device.written_bytes), ratio(self.device.written_per_byte_put)),
-            String::new(),
-            self.backends(),
         ];
+        lines.extend(self.moves.text());
+        lines.extend([String::new(), self.backends()]);
         let calls = self.calls();
         if !calls.is_empty() {
             lines.extend([String::new(), calls]);
@@ -218,6 +251,7 @@ mod tests {
             "memory": { "limit": 1 << 30, "used": 1 << 20, "hot_limit": 1 << 29, "hot_bytes": 1 << 19, "unwritten_bytes": 0, "hits": 3 },
             "hit_ratio": 0.75,
             "device": { "written_bytes": 7 << 20, "written_per_byte_put": 2.333 },
+            "moves": { "demoted": { "tensors": 2, "bytes": 1 << 20 }, "promoted": { "tensors": 1, "bytes": 512 }, "failed": 1 },
             "backends": {
                 "object": { "state": "out: no answer within 2 s", "error": "no answer within 2 s", "operations": {} },
                 "rocksdb": { "state": "fit", "used_bytes": 2048, "available_bytes": 1u64 << 40, "bytes_in_per_second": 1536.4,
@@ -230,6 +264,7 @@ mod tests {
 3 puts of 3.0 MiB, 4 gets of 1.0 KiB, 0 deletes; 1 expired, 0 corrupt
 memory: 1.0 MiB of 1.0 GiB set aside; 512.0 KiB of 512.0 MiB hold tensors, 0 B not yet written; 75% of the gets answered from it
 written to disks: 7.0 MiB, 2.33 for a byte put
+moved: 2 tensors demoted (1.0 MiB), 1 tensor promoted (512 B), 1 move failed
 
 BACKEND  STATE     USED     FREE     IN/S  OUT/S  HITS  RATIO  DISK
 object   out          -        -        -      -     -      -     -

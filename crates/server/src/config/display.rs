@@ -56,6 +56,9 @@ impl Display for Config {
         writeln!(f, "default_backend = {}", quote(&storage.default_backend))?;
         writeln!(f, "record_backend = {}", quote(&storage.record_backend))?;
         writeln!(f, "enable_caching = {}", storage.enable_caching)?;
+        if let Some(ttl) = storage.cache_ttl {
+            writeln!(f, "cache_ttl_default = {}", duration(ttl))?;
+        }
         writeln!(f, "consistency = {}", quote(storage.consistency))?;
         if let Some(ttl) = storage.ttl {
             writeln!(f, "ttl_default = {}", duration(ttl))?;
@@ -75,6 +78,13 @@ impl Display for Config {
         writeln!(f, "reap_interval = {}", duration(maintenance.reap_interval))?;
         writeln!(f, "tombstone_grace = {}", duration(maintenance.tombstone_grace))?;
         writeln!(f, "orphan_age = {}", duration(maintenance.orphan_age))?;
+        let tiers = &storage.tiers;
+        writeln!(f, "\n[storage.tiers]")?;
+        if let Some(named) = &tiers.tiers {
+            writeln!(f, "warm = {}\ncold = {}", quote(&named.warm), quote(&named.cold))?;
+        }
+        writeln!(f, "high_watermark = {}\nlow_watermark = {}", tiers.high_watermark, tiers.low_watermark)?;
+        writeln!(f, "promote_after = {}\nmove_rate = {}", tiers.promote_after, size(tiers.move_rate))?;
         self.namespaces.iter().try_for_each(|(name, policy)| namespaces::write(f, name, policy))
     }
 }

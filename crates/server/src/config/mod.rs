@@ -21,7 +21,7 @@ use std::{fmt, io};
 use sira_codec::DefaultChain;
 use sira_flight::TlsFiles;
 use sira_wire::Consistency;
-use sira_wire::namespace::Policy;
+use sira_wire::namespace::{Policy, Tiers};
 
 pub use routing::{Choice, Choose, Routing, Rule};
 use source::{Origin, Problem};
@@ -134,6 +134,8 @@ pub struct Storage {
     pub record_backend: String,
     /// `enable_caching`: whether memory keeps copies of what was written and read. Default: yes.
     pub enable_caching: bool,
+    /// `cache_ttl_default`: how long memory keeps what nobody reads; `None` until the room is needed. Default: `None`.
+    pub cache_ttl: Option<Duration>,
     /// `consistency`: of puts that do not say. Default: eventual.
     pub consistency: Consistency,
     /// `ttl_default`: expiry of puts that do not say; `None` is never. Default: `None`.
@@ -148,6 +150,23 @@ pub struct Storage {
     pub metrics_interval: Option<Duration>,
     /// `[storage.maintenance]`.
     pub maintenance: Maintenance,
+    /// `[storage.tiers]`.
+    pub tiers: TierSettings,
+}
+
+/// `[storage.tiers]`: how tensors move between backends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierSettings {
+    /// `warm` and `cold`: the backends, for namespaces that name none; `None` moves nothing by itself. Default: `None`.
+    pub tiers: Option<Tiers>,
+    /// `high_watermark`: percent of a limit at which tensors begin to leave the warm tier. Default: 90.
+    pub high_watermark: u8,
+    /// `low_watermark`: percent at which that ends. Default: 80.
+    pub low_watermark: u8,
+    /// `promote_after`: gets from the cold tier after which a tensor moves to the warm one; 0 for never. Default: 2.
+    pub promote_after: u32,
+    /// `move_rate`: bytes a second of moves that nobody waits for. Default: 100 MiB.
+    pub move_rate: u64,
 }
 
 /// A backend, by its `kind`.

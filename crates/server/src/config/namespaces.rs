@@ -5,13 +5,14 @@ use std::fmt;
 
 use sira_codec::Chain;
 use sira_wire::Consistency;
-use sira_wire::namespace::{Mode, Policy, check_namespace};
+use sira_wire::namespace::{Mode, Policy, Tiers, check_namespace};
 
 use super::reader::{Section, nearest, quoted};
+use super::schema;
 use super::units::{exact_duration, exact_size, parse_size};
 
 /// Every setting of a namespace that is one value.
-const SETTINGS: [&str; 5] = ["mode", "read_only", "exact", "consistency", "ttl"];
+const SETTINGS: [&str; 6] = ["mode", "read_only", "exact", "consistency", "ttl", "copies"];
 
 /// The path of the setting that a variable means whose parts have one underscore between them, such as `kv_read_only`.
 pub(super) fn meant(given: &str) -> Option<String> {
@@ -23,7 +24,7 @@ pub(super) fn meant(given: &str) -> Option<String> {
         let name = given.strip_suffix(key)?.strip_suffix('_').filter(|name| !name.is_empty())?;
         Some(format!("namespaces.{name}.{key}"))
     };
-    of_tier("limits").or_else(|| of_tier("codecs")).or_else(|| SETTINGS.iter().find_map(value))
+    of_tier("limits").or_else(|| of_tier("codecs")).or_else(|| of_tier("tiers")).or_else(|| SETTINGS.iter().find_map(value))
 }
 
 /// The tier that is not a backend.
@@ -52,7 +53,15 @@ pub(super) fn read(mut names: Section<'_>, backends: &[&str]) -> BTreeMap<String
             ttl,
             limits: read_limits(section.section("limits"), backends),
             codecs: read_codecs(section.section("codecs"), backends),
+            tiers: read_tiers(section.section("tiers"), backends),
+            copies: read_copies(&mut section, backends),
         };
+        // What is wrong with one of them was said.
+        if let Err(error) = policy.check()
+            && !policy.copies.is_empty()
+        {
+            section.problem(&section.origin, format!("`{}`: {}", section.path, error.message));
+        }
         section.finish();
         policies.insert(name, policy);
     }
@@ -89,6 +98,29 @@ fn read_codecs(mut section: Section<'_>, backends: &[&str]) -> BTreeMap<String, 
     codecs
 }
 
+fn read_tiers(mut section: Section<'_>, backends: &[&str]) -> Option<Tiers> {
+    let tiers = schema::read_tiers(&mut section, &|section, text, key| {
+        check_backend(section, &text.origin, &format!("{}.{key}", section.path), &text.value, backends);
+    });
+    section.finish();
+    tiers
+}
+
+fn read_copies(section: &mut Section<'_>, backends: &[&str]) -> Vec<String> {
+    let names = section.strings("copies").unwrap_or_default();
+    for name in &names {
+        check_backend(section, &name.origin, &format!("{}.copies", section.path), &name.value, backends);
+    }
+    names.into_iter().map(|name| name.value).collect()
+}
+
+fn check_backend(section: &Section<'_>, origin: &super::source::Origin, path: &str, name: &str, known: &[&str]) {
+    if !known.contains(&name) {
+        let hint = nearest(name, known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        section.problem(origin, format!("`{path}` names no backend: `{name}`{hint}; there are {}", quoted(known)));
+    }
+}
+
 fn check_tier(section: &Section<'_>, origin: &super::source::Origin, tier: &str, known: &[&str]) {
     if !known.contains(&tier) {
         let hint = nearest(tier, known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
@@ -116,6 +148,12 @@ pub(super) fn write(f: &mut fmt::Formatter<'_>, name: &str, policy: &Policy) -> 
     if !policy.codecs.is_empty() {
         let entries = policy.codecs.iter().map(|(tier, chain)| format!("{} = {}", quote(tier), quote(chain)));
         writeln!(f, "codecs = {}", table(entries.collect()))?;
+    }
+    if let Some(tiers) = &policy.tiers {
+        writeln!(f, "tiers = {{ warm = {}, cold = {} }}", quote(&tiers.warm), quote(&tiers.cold))?;
+    }
+    if !policy.copies.is_empty() {
+        writeln!(f, "copies = [{}]", policy.copies.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "))?;
     }
     Ok(())
 }

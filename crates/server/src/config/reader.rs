@@ -118,6 +118,25 @@ impl<'p> Section<'p> {
         }
     }
 
+    /// A list of texts that are not empty; in a variable, joined by commas.
+    pub(super) fn strings(&mut self, key: &'static str) -> Option<Vec<Located<String>>> {
+        let node = self.take(key)?;
+        let text = |origin: &Origin, value: &str| Some(Located { origin: origin.clone(), value: value.trim().to_owned() });
+        let items: Option<Vec<_>> = match (&node.value, &node.origin) {
+            (Value::Array(items), _) => {
+                let item = |item: &Node| if let Value::Text(value) = &item.value { text(&item.origin, value) } else { None };
+                items.iter().map(item).collect()
+            }
+            (Value::Text(joined), Origin::Env(_)) => joined.split(',').map(|value| text(&node.origin, value)).collect(),
+            _ => None,
+        };
+        let items = items.filter(|items| items.iter().all(|item| !item.value.is_empty()));
+        if items.is_none() {
+            self.wrong(key, &node, "a list of texts, such as [\"rocksdb\", \"object\"]");
+        }
+        items
+    }
+
     /// Text that is not empty.
     pub(super) fn text(&mut self, key: &'static str) -> Option<Located<String>> {
         let node = self.take(key)?;

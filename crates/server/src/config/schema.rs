@@ -8,12 +8,13 @@ use std::time::Duration;
 use sira_codec::{Chain, CodecError, DefaultChain};
 use sira_flight::{DEFAULT_CONNECTIONS, TlsFiles};
 use sira_store::catalog::RocksKv;
+use sira_wire::namespace::Tiers;
 use sira_wire::{Consistency, DEFAULT_PORT as PORT};
 
 use super::reader::{Located, Problems, Section, nearest, quoted};
 use super::source::{Node, Origin, Problem, Table, Value, section};
 use super::units::exact_size;
-use super::{Admin, AdminListen, Auth, Backend, Config, Maintenance, Memory, Server, Storage};
+use super::{Admin, AdminListen, Auth, Backend, Config, Maintenance, Memory, Server, Storage, TierSettings};
 use super::{backends, namespaces, routing};
 
 /// What a level is of where no algorithm stands beside it.
@@ -24,7 +25,7 @@ const BUILT_IN_RULE: u64 = 8 << 20;
 const WORKING_MEMORY: u64 = (64 << 20) + RocksKv::MEMORY;
 
 /// Every setting that has a fixed name, for [`meant`]; those of backends have the backend's name in them.
-const SETTINGS: [&str; 36] = [
+const SETTINGS: [&str; 43] = [
     "server.listen",
     "server.unix_socket",
     "server.data_dir",
@@ -40,6 +41,7 @@ const SETTINGS: [&str; 36] = [
     "storage.default_backend",
     "storage.record_backend",
     "storage.enable_caching",
+    "storage.cache_ttl_default",
     "storage.consistency",
     "storage.ttl_default",
     "storage.routing.strategy",
@@ -61,6 +63,12 @@ const SETTINGS: [&str; 36] = [
     "storage.maintenance.reap_interval",
     "storage.maintenance.tombstone_grace",
     "storage.maintenance.orphan_age",
+    "storage.tiers.warm",
+    "storage.tiers.cold",
+    "storage.tiers.high_watermark",
+    "storage.tiers.low_watermark",
+    "storage.tiers.promote_after",
+    "storage.tiers.move_rate",
 ];
 
 /// The path of the setting that a variable means whose parts have one underscore between them, such as `memory_limit`.
@@ -220,7 +228,7 @@ fn read_storage(mut section: Section<'_>, server: &Server, memory_limit: u64, ha
     let default_backend = section.text("default_backend");
     let record_backend = section.text("record_backend");
     let enable_caching = section.boolean("enable_caching").is_none_or(|yes| yes.value);
-    section.refuse("cache_ttl_default", "memory keeps a copy until the room is needed, or the tensor expires");
+    let cache_ttl = section.duration("cache_ttl_default").map(|duration| duration.value);
     let levels = [("strong", Consistency::Strong), ("eventual", Consistency::Eventual), ("weak", Consistency::Weak)];
     let consistency = section.choice("consistency", &levels).map_or(Consistency::default(), |level| level.value);
     let ttl = section.duration("ttl_default").map(|duration| {
@@ -272,8 +280,22 @@ fn read_storage(mut section: Section<'_>, server: &Server, memory_limit: u64, ha
     read_encryption(section.section("encryption"));
     let metrics_interval = read_monitoring(section.section("monitoring"));
     let maintenance = read_maintenance(section.section("maintenance"));
+    let tiers = read_tier_settings(section.section("tiers"), &check);
     section.finish();
-    Storage { default_backend, record_backend, enable_caching, consistency, ttl, backends, routing, codec, metrics_interval, maintenance }
+    Storage {
+        default_backend,
+        record_backend,
+        enable_caching,
+        cache_ttl,
+        consistency,
+        ttl,
+        backends,
+        routing,
+        codec,
+        metrics_interval,
+        maintenance,
+        tiers,
+    }
 }
 
 fn read_compression(mut section: Section<'_>) -> DefaultChain {
@@ -339,6 +361,47 @@ fn read_maintenance(mut section: Section<'_>) -> Maintenance {
     };
     section.finish();
     maintenance
+}
+
+fn read_tier_settings(mut section: Section<'_>, check: &dyn Fn(&Section<'_>, &Located<String>, &str)) -> TierSettings {
+    let tiers = read_tiers(&mut section, &|section, text, key| check(section, text, &format!("storage.tiers.{key}")));
+    let high = section.integer("high_watermark", 1..=100);
+    let low = section.integer("low_watermark", 1..=100);
+    let percent = |number: &Option<Located<i128>>, default| number.as_ref().and_then(|n| u8::try_from(n.value).ok()).unwrap_or(default);
+    let high_watermark = percent(&high, 90);
+    let low_watermark = percent(&low, high_watermark.saturating_sub(10).max(1));
+    if let Some(origin) = low.or(high).map(|number| number.origin).filter(|_| low_watermark > high_watermark) {
+        section.problem(&origin, format!("`{0}.low_watermark` is above `{0}.high_watermark`", section.path));
+    }
+    let promote_after = section.integer("promote_after", 0..=1_000_000);
+    let promote_after = promote_after.and_then(|number| u32::try_from(number.value).ok()).unwrap_or(2);
+    let move_rate = section.size("move_rate").map_or(100 << 20, |size| size.value);
+    section.finish();
+    TierSettings { tiers, high_watermark, low_watermark, promote_after, move_rate }
+}
+
+/// `warm` and `cold`, which go together.
+pub(super) fn read_tiers<'p>(section: &mut Section<'p>, check: &dyn Fn(&Section<'p>, &Located<String>, &str)) -> Option<Tiers> {
+    let (warm, cold) = (section.text("warm"), section.text("cold"));
+    for (key, text) in [("warm", &warm), ("cold", &cold)] {
+        if let Some(text) = text {
+            check(section, text, key);
+        }
+    }
+    match (warm, cold) {
+        (None, None) => None,
+        (Some(warm), Some(cold)) => {
+            let tiers = Tiers { warm: warm.value, cold: cold.value };
+            if let Err(error) = tiers.check() {
+                section.problem(&cold.origin, format!("`{}`: {}", section.path, error.message));
+            }
+            Some(tiers)
+        }
+        (Some(one), None) | (None, Some(one)) => {
+            section.problem(&one.origin, format!("`{0}.warm` and `{0}.cold` go together", section.path));
+            None
+        }
+    }
 }
 
 /// Refused backends by name, with their kind, so that what refers to them is told the same.

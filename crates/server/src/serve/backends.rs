@@ -12,7 +12,7 @@ use sira_backend::probe::probe_create_if_absent;
 use sira_backend::rocks::{self, RocksBackend, RocksOptions};
 use sira_backend::{BackendError, StorageBackend};
 use sira_store::catalog::{MemoryKv, OrderedKv, RocksKv};
-use sira_store::{Seams, StorageClient, StoreError, StoreOptions};
+use sira_store::{Seams, StorageClient, StoreError, StoreOptions, TierOptions};
 
 use super::routing;
 use crate::Failure;
@@ -88,6 +88,25 @@ fn options(config: &Config) -> StoreOptions {
         scrub_interval: Some(storage.maintenance.scrub_interval),
         health_check_interval: storage.routing.health_check_interval,
         recovery_delay: storage.routing.recovery_delay,
+        cache_ttl: storage.cache_ttl,
+        tiers: tiers(config),
+    }
+}
+
+/// What may lie in a tier, all namespaces together, is what its backend takes, less some for what is no tensor: records, and chunks that wait to be
+/// collected. A backend that is no tier refuses what is too much by itself.
+fn tiers(config: &Config) -> TierOptions {
+    let settings = &config.storage.tiers;
+    let named = settings.tiers.iter().chain(config.namespaces.values().filter_map(|policy| policy.tiers.as_ref()));
+    let names = named.flat_map(|tiers| [&tiers.warm, &tiers.cold]);
+    let limits = names.filter_map(|name| Some((name.clone(), config.storage.backends.get(name)?.limit()? / 16 * 15)));
+    TierOptions {
+        tiers: settings.tiers.clone(),
+        limits: limits.collect(),
+        high_watermark: settings.high_watermark,
+        low_watermark: settings.low_watermark,
+        promote_after: settings.promote_after,
+        move_rate: Some(settings.move_rate),
     }
 }
 

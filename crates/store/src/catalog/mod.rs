@@ -7,6 +7,7 @@
 //! | `k/KEY` | the key's latest record, without inline bytes |
 //! | `i/WRITE_ID` | intent: chunks may lie under this id, and no record names them yet |
 //! | `g/WRITE_ID` | garbage: chunks and a record that no record names any more |
+//! | `j/ID` | a job, as JSON: what it is to do, and how far it came |
 //! | `e/TIME KEY` | something to do for a key at a time (big-endian milliseconds): expire it, or forget its tombstone |
 
 mod memory;
@@ -146,7 +147,7 @@ impl Catalog {
     /// Forgets everything but the format: what is indexed belongs to another store.
     pub fn clear(&self) -> Result<(), StoreError> {
         self.presences.clear();
-        for prefix in [b"k/", b"i/", b"g/", b"e/"] {
+        for prefix in [b"k/", b"i/", b"g/", b"e/", b"j/"] {
             loop {
                 let pairs = self.kv.scan(prefix, prefix, 1000).map_err(failed)?;
                 if pairs.is_empty() {
@@ -309,6 +310,22 @@ impl Catalog {
             due.push((time, name.parse()?, u64::from_be_bytes(value.try_into().map_err(|_| bad())?)));
         }
         Ok(due)
+    }
+
+    /// Keeps what is known of a job.
+    pub fn save_job(&self, id: &str, job: &impl Serialize) -> Result<(), StoreError> {
+        self.kv.write(vec![Change::Put(tagged(b"j/", id.as_bytes()), json(job)?)], false).map_err(failed)
+    }
+
+    /// Forgets a job.
+    pub fn forget_job(&self, id: &str) -> Result<(), StoreError> {
+        self.kv.write(vec![Change::Delete(tagged(b"j/", id.as_bytes()))], false).map_err(failed)
+    }
+
+    /// The jobs that are kept, by their ids; those that cannot be read are left out.
+    pub fn jobs<T: for<'a> Deserialize<'a>>(&self) -> Result<Vec<T>, StoreError> {
+        let pairs = self.kv.scan(b"j/", b"j/", usize::MAX).map_err(failed)?;
+        Ok(pairs.iter().filter_map(|(_, value)| parsed("job", value).ok()).collect())
     }
 
     /// Forgets what was to be done at `time_ms`; with `tombstone`, the key's record as well.

@@ -161,6 +161,16 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_of_misses_is_not_remembered_without_end() {
+        let presences = Presences::new(1024);
+        for i in 0..100_000 {
+            let key: Key = format!("ns{}/k{i}", i % 1000).parse().unwrap();
+            presences.learn(&key, || Ok::<_, ()>(Presence::of(None))).unwrap();
+        }
+        assert!(presences.cache.len() <= 1024 && presences.cache.len() > 512, "{}", presences.cache.len());
+    }
+
+    #[test]
     fn tags_come_from_hashes() {
         assert_eq!(tag(&format!("{:016x}{}", 0xabcu64, "0".repeat(48))), 0xabc);
         assert_eq!(tag(&"f".repeat(64)), u64::MAX - 1);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use sira_backend::memory::MemoryBackend;
@@ -57,12 +57,61 @@ pub struct Lasting {
     inner: MemoryBackend,
     /// Puts that may still succeed; after them, puts fail.
     puts_left: AtomicU32,
+    /// Whether every call fails: the backend does not answer.
+    out: AtomicBool,
+    /// Whether what is put of chunks is stored with a bit flipped.
+    spoils: AtomicBool,
+    /// Gets so far.
+    gets: AtomicU64,
     process: Arc<Process>,
 }
 
 impl Lasting {
     pub fn new(inner: MemoryBackend, process: Arc<Process>) -> Lasting {
-        Lasting { inner, puts_left: AtomicU32::new(u32::MAX), process }
+        Lasting {
+            inner,
+            puts_left: AtomicU32::new(u32::MAX),
+            out: AtomicBool::new(false),
+            spoils: AtomicBool::new(false),
+            gets: AtomicU64::new(0),
+            process,
+        }
+    }
+
+    /// Has every call fail, or none.
+    pub fn set_out(&self, out: bool) {
+        self.out.store(out, Ordering::SeqCst);
+    }
+
+    /// Has every chunk that is put spoilt, or none.
+    pub fn set_spoils(&self, spoils: bool) {
+        self.spoils.store(spoils, Ordering::SeqCst);
+    }
+
+    /// Gets so far.
+    pub fn gets(&self) -> u64 {
+        self.gets.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that lie in it under names that start with `prefix`.
+    pub async fn bytes(&self, prefix: &str) -> u64 {
+        let mut bytes = 0;
+        for name in self.names(prefix).await {
+            bytes += self.inner.get(&name, None).await.unwrap().map_or(0, |value| value.len() as u64);
+        }
+        bytes
+    }
+
+    /// Removes a value behind the store's back.
+    pub async fn lose(&self, name: &str) {
+        assert!(self.inner.delete(name).await.unwrap(), "{name} was there");
+    }
+
+    fn answers(&self) -> Result<(), BackendError> {
+        match self.out.load(Ordering::SeqCst) {
+            true => Err(BackendError::Unavailable { context: "call".into(), source: "told to be out".into() }),
+            false => Ok(()),
+        }
     }
 
     /// Lets `count` more puts succeed.
@@ -95,6 +144,7 @@ impl StorageBackend for Lasting {
 
     async fn put(&self, name: &str, value: Payload, options: PutOptions) -> Result<PutOutcome, BackendError> {
         tokio::task::yield_now().await;
+        self.answers()?;
         let left = self.puts_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| match left {
             u32::MAX => Some(left),
             left => left.checked_sub(1),
@@ -102,16 +152,24 @@ impl StorageBackend for Lasting {
         if left.is_err() {
             return Err(BackendError::Unavailable { context: "put".into(), source: "told to fail".into() });
         }
+        if self.spoils.load(Ordering::SeqCst) && name.starts_with("c/") {
+            let mut spoilt = value.into_bytes().to_vec();
+            spoilt[0] ^= 1;
+            return self.process.call(name, self.inner.put(name, spoilt.into(), options)).await;
+        }
         self.process.call(name, self.inner.put(name, value, options)).await
     }
 
     async fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Option<Bytes>, BackendError> {
         tokio::task::yield_now().await;
+        self.answers()?;
+        self.gets.fetch_add(1, Ordering::SeqCst);
         self.process.call(name, self.inner.get(name, range)).await
     }
 
     async fn delete(&self, name: &str) -> Result<bool, BackendError> {
         tokio::task::yield_now().await;
+        self.answers()?;
         self.process.call(name, self.inner.delete(name)).await
     }
 
@@ -120,6 +178,7 @@ impl StorageBackend for Lasting {
     }
 
     async fn list_keys(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, BackendError> {
+        self.answers()?;
         self.inner.list_keys(prefix, after, limit).await
     }
 
