@@ -5,7 +5,7 @@ IN := source scripts/env.sh &&
 PYTHON := .venv/bin/python
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 demo: ## store a real KV cache, kill the server, read it back (the first time about 30 minutes on 2 cores)
 	@echo "The first time takes about 30 minutes on 2 cores, most of it to compile, once for the machine; after that, about 10 seconds."
@@ -16,6 +16,11 @@ demo: ## store a real KV cache, kill the server, read it back (the first time ab
 test: ## everything CI runs: format, lints, Rust tests, Python tests against a real server
 	@scripts/setup.sh
 	@scripts/test.sh
+
+test-servers: ## beside `make test`: a Redis Cluster that loses a node, and Ceph's S3 gateway (installed where they are missing)
+	@scripts/setup.sh
+	@scripts/servers.sh install cluster ceph
+	@$(IN) cargo test --locked --workspace --test remote -- --ignored
 
 build: ## the program, in release, at bin/sira
 	@scripts/setup.sh packages
@@ -63,4 +68,4 @@ docs: ## the crates' documentation, in the target folder
 schemas: ## the code of schemas/*.fbs, after a change there
 	@scripts/schemas.sh
 
-.PHONY: help demo test build wheel native check bench compare codecs fuzz soak docs schemas
+.PHONY: help demo test test-servers build wheel native check bench compare codecs fuzz soak docs schemas

@@ -179,6 +179,15 @@ pub enum BatchOperation {
     },
 }
 
+impl BatchOperation {
+    /// The name that it is about.
+    pub fn name(&self) -> &str {
+        match self {
+            BatchOperation::Put { name, .. } | BatchOperation::Get { name, .. } | BatchOperation::Delete { name } => name,
+        }
+    }
+}
+
 /// The answer to one operation of a batch.
 #[derive(Debug)]
 pub enum BatchResult {

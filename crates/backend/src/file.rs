@@ -116,7 +116,7 @@ pub(crate) fn disk_of(folder: impl std::os::fd::AsFd) -> io::Result<Disk> {
 }
 
 /// Syncs the whole file system that holds the folder.
-fn sync_all(folder: &OwnedFd) -> io::Result<()> {
+pub(crate) fn sync_all(folder: &OwnedFd) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     return Ok(rustix::fs::syncfs(folder)?);
     #[cfg(not(target_os = "linux"))]

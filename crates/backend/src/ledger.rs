@@ -32,6 +32,13 @@ impl Ledger {
         self.values.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts many values that lay there before.
+    #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+    pub(crate) fn found_all(&self, values: u64, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.values.fetch_add(values, Ordering::Relaxed);
+    }
+
     /// Makes room for `new` bytes in place of `old`. A value that does not grow always fits, so a full backend can still be
     /// rewritten, and shrunk after its limit was lowered.
     pub(crate) fn replace(&self, old: Option<u64>, new: u64) -> Result<(), BackendError> {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use sira_backend::StorageBackend;
 use sira_backend::conformance::{self, Fixture};
 
+#[path = "support/matrix.rs"]
+mod matrix;
 #[path = "example/shelf.rs"]
 mod shelf;
 
@@ -20,5 +22,5 @@ impl Fixture for Shelves {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_users_backend_passes() {
-    conformance::check(&mut Shelves).await;
+    matrix::holds("your own", &conformance::check(&mut Shelves).await);
 }

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use sira_backend::Durability;
+use sira_backend::{Durability, PutOptions};
 use sira_codec::Chain;
 use sira_wire::Key;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -220,7 +220,7 @@ async fn store_parts(inner: &Arc<Inner>, home: &Arc<Tier>, record: &mut TensorRe
             part.inline = Some(payload.into_bytes().to_vec());
         } else {
             let (plan, _memory) = plan(inner, &key, home, part, kv_spec.as_deref()).await?;
-            let sink = ChunkSink::new(inner, home.clone(), (&write_id, index), plan, Durability::Logged, Awaited::ByNobody);
+            let sink = ChunkSink::new(inner, home.clone(), (&write_id, index), plan, PutOptions::default(), Awaited::ByNobody);
             part.copies = vec![sink.store_all(&payload).await?];
         }
     }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use sira_backend::Durability;
 use sira_wire::Key;
 use sira_wire::job::{Finding, MAX_NAMED, Problem};
 
@@ -12,7 +11,7 @@ use crate::client::Inner;
 use crate::moves::Move;
 use crate::read::{ChunkSource, inline};
 use crate::record::{PartCopy, TensorRecord, chunk_name};
-use crate::sink::put_chunk;
+use crate::sink::{lasting, put_chunk};
 use crate::upkeep;
 
 /// What a check found.
@@ -150,7 +149,7 @@ async fn mend_chunk(inner: &Arc<Inner>, record: &Arc<TensorRecord>, index: usize
         let Ok(source) = ChunkSource::only(inner, record, index, other.clone()) else { continue };
         let Ok(bytes) = source.fetch(cell).await else { continue };
         if same {
-            if let Err(error) = put_chunk(inner, &tier, &chunk_name(&copy.write_id, index, cell), bytes, Durability::Durable).await {
+            if let Err(error) = put_chunk(inner, &tier, &chunk_name(&copy.write_id, index, cell), bytes, lasting()).await {
                 tracing::warn!(%error, key = %record.key, "a chunk is not mended");
                 return Ok(false);
             }

@@ -230,12 +230,24 @@ async fn create(tier: &Tier, record: &TensorRecord, durability: Durability) -> R
     match tier.backend.put(&name, bytes.into(), options).await {
         Ok(PutOutcome::Written) => Ok(None),
         Ok(PutOutcome::Exists) => found(tier, record, &name).await,
-        // It may have been written all the same: what is there decides.
-        Err(error @ BackendError::Unavailable { .. }) if tier.backend.capabilities().shared => match tier.backend.get(&name, None).await {
-            Ok(Some(_)) => found(tier, record, &name).await,
-            _ => Err(tier.failed(error)),
-        },
-        Err(error) => Err(tier.failed(error)),
+        Err(error) => undecided(tier, record, &name, error).await,
+    }
+}
+
+/// After a create that failed, and may have been done all the same, whatever the error says: what is there decides. Where it cannot, the error is
+/// one of [`Code::Backend`], with which the chunks that the record names stay.
+async fn undecided(tier: &Tier, record: &TensorRecord, name: &str, error: BackendError) -> Result<Option<TensorRecord>, StoreError> {
+    if matches!(tier.backend.get(name, None).await, Ok(None)) {
+        return Err(tier.failed(error));
+    }
+    match found(tier, record, name).await {
+        Ok(Some(other)) => Ok(Some(other)),
+        // A server whose answer was lost has done all that it does. A disk that failed has the record, but perhaps not for long.
+        Ok(None) if tier.backend.capabilities().shared && matches!(error, BackendError::Unavailable { .. }) => Ok(None),
+        _ => {
+            let context = format!("{name} may have been written all the same");
+            Err(tier.failed(BackendError::Unavailable { context, source: error.into() }))
+        }
     }
 }
 

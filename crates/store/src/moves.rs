@@ -16,7 +16,7 @@ use crate::client::{Inner, Tier, needs};
 use crate::namespaces::count;
 use crate::read::{ChunkSource, inline};
 use crate::record::{PartCopy, TensorRecord, chunk_name};
-use crate::sink::{ChunkSink, put_chunk};
+use crate::sink::{ChunkSink, lasting, put_chunk};
 use crate::{StoreError, upkeep};
 
 /// Chunks of one tensor that are copied at once.
@@ -287,7 +287,7 @@ impl Inner {
             }
             let _memory = self.reserve(bytes).await?;
             target.headroom().await?;
-            put_chunk(self, target, &chunk_name(write_id, planned.part, cell), chunks.fetch(cell).await?, Durability::Durable).await
+            put_chunk(self, target, &chunk_name(write_id, planned.part, cell), chunks.fetch(cell).await?, lasting()).await
         });
         // All that began are awaited: a backend may finish a put whose caller has gone.
         let copied: Vec<Result<(), StoreError>> = cells.buffer_unordered(AT_ONCE).collect().await;

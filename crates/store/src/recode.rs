@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use futures::TryStreamExt;
-use sira_backend::Durability;
 use sira_codec::Chain;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -14,7 +13,7 @@ use crate::moves::Move;
 use crate::part::PartPlan;
 use crate::read::ChunkSource;
 use crate::record::{PartCopy, TensorRecord};
-use crate::sink::ChunkSink;
+use crate::sink::{ChunkSink, lasting};
 
 impl Inner {
     /// The codec that part number `index` gets when its copy moves to `target`; none where it stays as it is: it is wanted so there, its writer chose
@@ -55,7 +54,7 @@ impl Inner {
         let needs = plan.working_bytes().saturating_add(source.working_bytes(part.spec.nbytes()));
         // It does not wait for memory: a put may wait for it.
         let Some(_memory) = self.ledger.try_reserve(needs) else { return Ok(None) };
-        let sink = ChunkSink::new(self, target.clone(), (write_id, index), plan, Durability::Durable, Awaited::ByNobody);
+        let sink = ChunkSink::new(self, target.clone(), (write_id, index), plan, lasting(), Awaited::ByNobody);
         match self.recode_slabs(source, &sink, how).await {
             Ok((made, raw)) if how.verify && self.raw_digest(record, index, &made).await? != raw => {
                 let place = format!("tensor {} in backend {}", record.key, target.name);

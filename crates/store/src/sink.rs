@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -34,7 +35,7 @@ pub(crate) struct ChunkSink {
     /// Index of the part.
     pub part: usize,
     pub plan: Arc<PartPlan>,
-    pub durability: Durability,
+    pub options: PutOptions,
     pub awaited: Awaited,
     /// Of the chunks stored so far, where their codec is lossy.
     quality: Mutex<Quality>,
@@ -61,11 +62,11 @@ impl ChunkSink {
         home: Arc<Tier>,
         (write_id, part): (&str, usize),
         plan: Arc<PartPlan>,
-        durability: Durability,
+        options: PutOptions,
         awaited: Awaited,
     ) -> Arc<ChunkSink> {
         let quality = Mutex::default();
-        Arc::new(ChunkSink { inner: inner.clone(), home, write_id: write_id.into(), part, plan, durability, awaited, quality })
+        Arc::new(ChunkSink { inner: inner.clone(), home, write_id: write_id.into(), part, plan, options, awaited, quality })
     }
 
     /// Stores a whole tensor that lies in memory, cut anyhow.
@@ -152,7 +153,7 @@ impl ChunkSink {
 
     /// Stores the bytes of one chunk, as they are.
     pub async fn put(&self, cell: u64, value: Bytes) -> Result<(), StoreError> {
-        put_chunk(&self.inner, &self.home, &chunk_name(&self.write_id, self.part, cell), value, self.durability).await
+        put_chunk(&self.inner, &self.home, &chunk_name(&self.write_id, self.part, cell), value, self.options).await
     }
 
     /// The copy that the stored slabs make.
@@ -187,9 +188,20 @@ fn errors(name: &str, quality: &Quality) -> BTreeMap<String, f64> {
     measured.into_iter().filter_map(|(of, error)| Some((of.to_owned(), finite(error?)))).collect()
 }
 
+/// How the chunks of a tensor are put that expires after `ttl` seconds. A backend may drop them by itself, should no server be there to do it:
+/// later than the tensor expires, however long its put takes, since that counts from the commit.
+pub(crate) fn chunk_options(inner: &Inner, durability: Durability, ttl: Option<u64>) -> PutOptions {
+    let expires_in = ttl.map(|ttl| Duration::from_secs(ttl).saturating_add(inner.options.orphan_age));
+    PutOptions { mode: PutMode::Overwrite, durability, expires_in }
+}
+
+/// How chunks are put that are moved, recoded or mended: durably, and no backend drops them by itself.
+pub(crate) fn lasting() -> PutOptions {
+    PutOptions { durability: Durability::Durable, ..PutOptions::default() }
+}
+
 /// Stores one chunk; where there is no room, garbage is collected first.
-pub(crate) async fn put_chunk(inner: &Arc<Inner>, home: &Tier, name: &str, value: Bytes, durability: Durability) -> Result<(), StoreError> {
-    let options = PutOptions { mode: PutMode::Overwrite, durability, expires_in: None };
+pub(crate) async fn put_chunk(inner: &Arc<Inner>, home: &Tier, name: &str, value: Bytes, options: PutOptions) -> Result<(), StoreError> {
     let mut result = home.backend.put(name, value.clone().into(), options).await;
     if matches!(result, Err(BackendError::OutOfSpace(_))) && upkeep::collect_garbage(inner).await? > 0 {
         result = home.backend.put(name, value.into(), options).await;

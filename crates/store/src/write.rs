@@ -25,7 +25,7 @@ use crate::part::{PartPlan, PartSpec, PartWriter, Target};
 use crate::placement::{UnderWay, Wanted};
 use crate::record::{Part, TensorRecord};
 use crate::region::Region;
-use crate::sink::{ChunkSink, durability};
+use crate::sink::{ChunkSink, chunk_options, durability};
 use crate::{StoreError, upkeep};
 
 pub(crate) use adopt::slabs;
@@ -291,8 +291,8 @@ impl Writer {
         let (target, reservation) = match &mut self.course {
             Some(Course::Behind(_, memory)) => (Target::Kept, std::mem::take(&mut memory[index])),
             Some(Course::Chunks) if !inline => {
-                let (home, level) = (self.home.clone(), durability(self.level));
-                let sink = ChunkSink::new(&self.inner, home, (&self.write_id, index), plan.clone(), level, Awaited::ByClient);
+                let (home, options) = (self.home.clone(), chunk_options(&self.inner, durability(self.level), self.ttl));
+                let sink = ChunkSink::new(&self.inner, home, (&self.write_id, index), plan.clone(), options, Awaited::ByClient);
                 (Target::Chunks(sink), Reservation::default())
             }
             _ => (Target::Kept, Reservation::default()),

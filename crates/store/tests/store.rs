@@ -320,6 +320,34 @@ async fn records_that_the_index_lost_are_found_again() {
     assert_eq!(again.scrub().await.unwrap().bad, Vec::<String>::new());
 }
 
+/// The record is there, and nobody was told so: its chunks must be, too.
+#[tokio::test]
+async fn a_record_that_was_written_when_its_put_failed_keeps_its_chunks() {
+    let world = World::new(1 << 30);
+    let first = cold(&world).await;
+    let strong = WriteOptions { consistency: Some(Consistency::Strong), ..WriteOptions::default() };
+    first.store(key("ns/old"), spec(100_000), &payload(100_000, 1), strong.clone()).await.unwrap();
+    world.small.full_when_done(true);
+    for name in ["ns/new", "ns/old"] {
+        let error = first.store(key(name), spec(200_000), &payload(200_000, 2), strong.clone()).await.unwrap_err();
+        // Not that there is no room, which says that nothing was written.
+        assert_eq!(error.code(), Code::Backend, "{error}");
+        // What is swept in the background is swept by then.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    world.small.full_when_done(false);
+    assert_eq!(get(&first, "ns/old").await.unwrap(), bytes(100_000, 1));
+    drop(first);
+    let again = cold(&world).await;
+    for name in ["ns/new", "ns/old"] {
+        assert_eq!(get(&again, name).await.unwrap(), bytes(200_000, 2), "{name}");
+    }
+    assert_eq!(again.scrub().await.unwrap().bad, Vec::<String>::new());
+    // The next put goes over what was left.
+    assert_eq!(put(&again, "ns/new", 50_000, 3).await.unwrap(), 2);
+    assert_eq!(get(&again, "ns/new").await.unwrap(), bytes(50_000, 3));
+}
+
 #[tokio::test]
 async fn a_promise_of_bytes_takes_no_memory() {
     let store = store(&World::new(1 << 30)).await;

@@ -2,13 +2,16 @@
 
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use object_store::aws::AmazonS3ConfigKey;
-use object_store::azure::AzureConfigKey;
-use object_store::gcp::GoogleConfigKey;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    Attribute, AttributeValue, Attributes, Error, GetOptions, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions, PutPayload,
+    Attribute, AttributeValue, Attributes, Error, GetOptions, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions,
+    PutPayload, RetryConfig,
 };
 use url::Url;
 
@@ -18,8 +21,8 @@ use crate::{BackendError, Payload, PutOutcome, Survives};
 pub(super) fn open(url: &str, options: Vec<(String, String)>) -> Result<ObjectBackend, BackendError> {
     let bad = |reason: String| BackendError::Config(format!("cannot open {url}: {reason}"));
     let parsed = Url::parse(url).map_err(|error| bad(error.to_string()))?;
-    let (scheme, _) = ObjectStoreScheme::parse(&parsed).map_err(|error| bad(error.to_string()))?;
-    let (environment, known): (&str, fn(&str) -> bool) = match scheme {
+    let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|error| bad(error.to_string()))?;
+    let (environment, known): (&str, fn(&str) -> bool) = match &scheme {
         ObjectStoreScheme::AmazonS3 => ("AWS_", |key| AmazonS3ConfigKey::from_str(key).is_ok()),
         ObjectStoreScheme::GoogleCloudStorage => ("GOOGLE_", |key| GoogleConfigKey::from_str(key).is_ok()),
         ObjectStoreScheme::MicrosoftAzure => ("AZURE_", |key| AzureConfigKey::from_str(key).is_ok()),
@@ -43,12 +46,33 @@ pub(super) fn open(url: &str, options: Vec<(String, String)>) -> Result<ObjectBa
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(key, _)| !environment.is_empty() && key.starts_with(environment))
         .map(|(key, value)| (key.to_ascii_lowercase(), value));
-    let all = defaults.chain(variables).chain(options);
-    let (store, prefix) = object_store::parse_url_opts(&parsed, all).map_err(|error| bad(error.to_string()))?;
+    let all: Vec<(String, String)> = defaults.chain(variables).chain(options).collect();
+    let prefix = Path::parse(path).map_err(|error| bad(error.to_string()))?;
+    let store = store(&scheme, parsed.as_str(), all).map_err(|error| bad(error.to_string()))?;
+    let survives = if scheme == ObjectStoreScheme::Memory { Survives::Nothing } else { Survives::PowerLoss };
     // Directory buckets of S3 Express are listed in no order.
     let ordered = !parsed.host_str().is_some_and(|bucket| bucket.ends_with("--x-s3"));
-    let survives = if scheme == ObjectStoreScheme::Memory { Survives::Nothing } else { Survives::PowerLoss };
-    Ok(ObjectBackend::new(Arc::from(store), prefix, ordered, true, survives, None))
+    Ok(ObjectBackend::new(store, prefix, ordered, true, survives, None))
+}
+
+/// The store, which tries again by itself what a repetition cannot harm: a few times, so that whoever waits for it hears of trouble
+/// within a minute or two.
+fn store(scheme: &ObjectStoreScheme, url: &str, options: Vec<(String, String)>) -> Result<Arc<dyn ObjectStore>, Error> {
+    let retry = RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(60), ..RetryConfig::default() };
+    // Variables of the environment that mean nothing to it are skipped; options of the configuration were looked at before.
+    macro_rules! build {
+        ($builder:ty) => {{
+            let known = options.into_iter().filter_map(|(key, value)| Some((key.to_ascii_lowercase().parse().ok()?, value)));
+            let builder = known.fold(<$builder>::new().with_url(url), |builder, (key, value)| builder.with_config(key, value));
+            Arc::new(builder.with_retry(retry).build()?) as Arc<dyn ObjectStore>
+        }};
+    }
+    Ok(match scheme {
+        ObjectStoreScheme::AmazonS3 => build!(AmazonS3Builder),
+        ObjectStoreScheme::GoogleCloudStorage => build!(GoogleCloudStorageBuilder),
+        ObjectStoreScheme::MicrosoftAzure => build!(MicrosoftAzureBuilder),
+        _ => Arc::new(InMemory::new()),
+    })
 }
 
 /// A place just before all names with this prefix, where it ends within a component: stores can skip to a place, but filter by

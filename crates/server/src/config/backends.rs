@@ -3,17 +3,38 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use sira_backend::guard::GuardOptions;
+
+use super::databases::{self, Kind};
 use super::reader::{Section, nearest, quoted};
 use super::schema::Refused;
 use super::source::Origin;
-use super::{Backend, ObjectPlace, RocksCompression};
+use super::{Backend, OBJECT_GUARD, ObjectPlace, RocksCompression, SecretUrl};
 
 /// Kinds of this version.
-const KINDS: [&str; 4] = ["memory", "file", "rocksdb", "object"];
+const KINDS: [&str; 9] = ["memory", "file", "rocksdb", "object", "redis", "sled", "postgres", "mysql", "sqlite"];
 /// Settings of any kind of backend.
-pub(super) const SETTINGS: [&str; 8] = ["kind", "path", "url", "max_size", "compression", "cache_size", "write_buffer_size", "options"];
-/// Kinds that are known but not built yet.
-const PLANNED: [&str; 6] = ["redis", "postgres", "postgresql", "mysql", "sqlite", "sled"];
+pub(super) const SETTINGS: [&str; 19] = [
+    "kind",
+    "path",
+    "url",
+    "max_size",
+    "compression",
+    "cache_size",
+    "write_buffer_size",
+    "options",
+    "prefix",
+    "cluster",
+    "connection_pool_size",
+    "table_name",
+    "max_connections",
+    "statement_timeout",
+    "guard.timeout",
+    "guard.retries",
+    "guard.in_flight",
+    "guard.break_after",
+    "guard.break_for",
+];
 /// What people call an object store.
 const OBJECT_STORES: [&str; 7] = ["s3", "minio", "gcs", "gs", "azure", "az", "object_store"];
 /// Schemes of an object backend's URL.
@@ -22,11 +43,6 @@ const SCHEMES: [&str; 8] = ["s3", "s3a", "gs", "az", "adl", "azure", "abfs", "ab
 const SECRET: [&str; 6] = ["secret", "access_key", "account_key", "password", "token", "service_account"];
 /// Folders in the data folder that are Sira's own.
 const OWN_FOLDERS: [&str; 2] = ["catalog", "lock"];
-
-/// The kind, where a word names one that is known but not built yet.
-pub(super) fn planned(word: &str) -> Option<&'static str> {
-    PLANNED.into_iter().find(|kind| *kind == word)
-}
 
 /// Reads all backends; also gives those that were refused because their kind is not built.
 pub(super) fn read(mut names: Section<'_>, data_dir: &Path, memory_limit: u64) -> (BTreeMap<String, Backend>, Refused) {
@@ -45,6 +61,11 @@ pub(super) fn read(mut names: Section<'_>, data_dir: &Path, memory_limit: u64) -
             "file" => read_file(&mut section, folder),
             "rocksdb" => read_rocksdb(&mut section, folder, memory_limit),
             "object" => read_object(&mut section, folder),
+            "redis" => read_redis(&mut section),
+            "sled" => read_sled(&mut section, folder, memory_limit),
+            "postgres" => Backend::Postgres(databases::read(&mut section, Kind::Postgres)),
+            "mysql" => Backend::MySql(databases::read(&mut section, Kind::MySql)),
+            "sqlite" => Backend::Sqlite { path: path(&mut section, folder), max_size: max_size(&mut section) },
             _ => {
                 section.problem(&origin, unknown_kind(&name, &kind));
                 section.discard();
@@ -62,10 +83,10 @@ pub(super) fn read(mut names: Section<'_>, data_dir: &Path, memory_limit: u64) -
 
 fn unknown_kind(name: &str, kind: &str) -> String {
     let kinds = quoted(&KINDS);
-    if planned(kind).is_some() {
-        format!("backend `{name}`: kind `{kind}` is planned but not part of this version; there are {kinds}")
-    } else if OBJECT_STORES.contains(&kind) {
+    if OBJECT_STORES.contains(&kind) {
         format!("backend `{name}`: write kind = \"object\" with a `url`, such as \"s3://bucket/prefix\"")
+    } else if kind == "mariadb" {
+        format!("backend `{name}`: write kind = \"mysql\"")
     } else if kind == name {
         format!("backend `{name}` needs a `kind`: one of {kinds}")
     } else {
@@ -105,7 +126,7 @@ fn path(section: &mut Section<'_>, default: PathBuf) -> PathBuf {
     section.text("path").map_or(default, |text| PathBuf::from(text.value))
 }
 
-fn max_size(section: &mut Section<'_>) -> Option<u64> {
+pub(super) fn max_size(section: &mut Section<'_>) -> Option<u64> {
     section.size("max_size").map(|size| size.value)
 }
 
@@ -157,7 +178,57 @@ fn read_object(section: &mut Section<'_>, folder: PathBuf) -> Backend {
         }
         options.insert(name, text.value);
     }
-    Backend::Object { place, max_size, options }
+    let guard = match place {
+        ObjectPlace::Url(_) => read_guard(section, OBJECT_GUARD),
+        ObjectPlace::Folder(_) => OBJECT_GUARD,
+    };
+    Backend::Object { place, max_size, options, guard }
+}
+
+fn read_redis(section: &mut Section<'_>) -> Backend {
+    let (origin, url) = section.text("url").map_or_else(|| (section.origin.clone(), String::new()), |text| (text.origin, text.value));
+    let url = SecretUrl::new(url);
+    let cluster = section.boolean("cluster").is_some_and(|yes| yes.value);
+    let prefix = section.text("prefix");
+    if let Some(prefix) = &prefix
+        && (prefix.value.len() > 64 || !prefix.value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')))
+    {
+        section.problem(&prefix.origin, format!("`{}.prefix`: up to 64 of a-z A-Z 0-9 . _ -", section.path));
+    }
+    let connections = section.integer("connection_pool_size", 1..=256).and_then(|number| usize::try_from(number.value).ok()).unwrap_or(4);
+    let guard = read_guard(section, GuardOptions::default());
+    let example = if cluster { "redis://HOST:7000,redis://HOST:7001" } else { "redis://HOST:6379" };
+    let schemes = ["redis://", "rediss://"];
+    if url.parts().any(|part| !schemes.iter().any(|scheme| part.len() > scheme.len() && part.starts_with(scheme))) {
+        let more = if cluster { "" } else { "; with TLS, rediss://" };
+        section.problem(&origin, format!("`{}.url` must name a Redis server, such as \"{example}\"{more}", section.path));
+    } else if !cluster && url.parts().count() > 1 {
+        section.problem(&origin, format!("`{}.url`: several servers are the nodes of a cluster: write `cluster = true`", section.path));
+    }
+    Backend::Redis { url, prefix: prefix.map_or_else(|| "sira".to_owned(), |text| text.value), cluster, connections, guard }
+}
+
+fn read_sled(section: &mut Section<'_>, folder: PathBuf, memory_limit: u64) -> Backend {
+    Backend::Sled {
+        path: path(section, folder),
+        max_size: max_size(section),
+        cache_size: section.size("cache_size").map_or((memory_limit / 8).min(64 << 20), |size| size.value),
+    }
+}
+
+/// `[storage.backends.NAME.guard]`: of every backend behind a network.
+pub(super) fn read_guard(section: &mut Section<'_>, default: GuardOptions) -> GuardOptions {
+    let mut guard = section.section("guard");
+    let mut number = |key, range| guard.integer(key, range).and_then(|number| u32::try_from(number.value).ok());
+    let options = GuardOptions {
+        retries: number("retries", 0..=100).unwrap_or(default.retries),
+        in_flight: number("in_flight", 1..=100_000).map_or(default.in_flight, |number| number as usize),
+        break_after: number("break_after", 1..=1_000_000).unwrap_or(default.break_after),
+        timeout: guard.duration("timeout").map_or(default.timeout, |duration| duration.value),
+        break_for: guard.duration("break_for").map_or(default.break_for, |duration| duration.value),
+    };
+    guard.finish();
+    options
 }
 
 fn check_url(section: &Section<'_>, origin: &Origin, url: &str) {

@@ -104,13 +104,34 @@ impl Display for Backend {
         match self {
             Backend::RocksDb { compression, cache_size, write_buffer_size, .. } => {
                 writeln!(f, "compression = \"{}\"\ncache_size = {}", compression.name(), size(*cache_size))?;
-                writeln!(f, "write_buffer_size = {}", size(*write_buffer_size))
+                writeln!(f, "write_buffer_size = {}", size(*write_buffer_size))?;
             }
             Backend::Object { options, .. } if !options.is_empty() => {
                 let pairs: Vec<String> = options.iter().map(|(key, value)| format!("{} = {}", quote(key), quote(value))).collect();
-                writeln!(f, "options = {{ {} }}", pairs.join(", "))
+                writeln!(f, "options = {{ {} }}", pairs.join(", "))?;
             }
-            _ => Ok(()),
+            Backend::Redis { url, prefix, cluster, connections, .. } => {
+                writeln!(f, "url = {}\nprefix = {}", quote(url), quote(prefix))?;
+                writeln!(f, "cluster = {cluster}\nconnection_pool_size = {connections}")?;
+            }
+            Backend::Postgres(database) | Backend::MySql(database) => {
+                writeln!(f, "url = {}\ntable_name = {}", quote(&database.url), quote(&database.table))?;
+                writeln!(f, "max_connections = {}", database.max_connections)?;
+                writeln!(f, "statement_timeout = {}", quote(exact_duration(database.statement_timeout)))?;
+            }
+            Backend::Sled { cache_size, .. } => writeln!(f, "cache_size = {}", size(*cache_size))?,
+            _ => {}
         }
+        let Some(guard) = self.guard() else { return Ok(()) };
+        let duration = |value| quote(exact_duration(value));
+        writeln!(
+            f,
+            "guard = {{ timeout = {}, retries = {}, in_flight = {}, break_after = {}, break_for = {} }}",
+            duration(guard.timeout),
+            guard.retries,
+            guard.in_flight,
+            guard.break_after,
+            duration(guard.break_for)
+        )
     }
 }

@@ -4,11 +4,13 @@
 //! right. Options that are known but not built yet are refused aloud, never ignored.
 
 mod backends;
+mod databases;
 mod display;
 mod namespaces;
 mod reader;
 mod routing;
 mod schema;
+mod secret;
 mod source;
 pub mod units;
 
@@ -18,6 +20,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, io};
 
+pub use databases::Database;
+pub use secret::SecretUrl;
+use sira_backend::guard::GuardOptions;
 use sira_codec::DefaultChain;
 use sira_flight::TlsFiles;
 use sira_wire::Consistency;
@@ -205,8 +210,47 @@ pub enum Backend {
         max_size: Option<u64>,
         /// `[storage.backends.NAME.options]`: region, endpoint and so on, by the names of the `object_store` crate.
         options: BTreeMap<String, String>,
+        /// Of a bucket. Default: [`OBJECT_GUARD`].
+        guard: GuardOptions,
+    },
+    /// `redis`: a Redis server or cluster.
+    Redis {
+        /// `url`: `redis://` or `rediss://`; several nodes of a cluster with commas between.
+        url: SecretUrl,
+        /// `prefix`: what all its keys begin with. Default: `sira`.
+        prefix: String,
+        /// `cluster`: whether it is a cluster. Default: no.
+        cluster: bool,
+        /// `connection_pool_size`: connections, each shared by many calls. Default: 4.
+        connections: usize,
+        /// Default: that of [`GuardOptions`].
+        guard: GuardOptions,
+    },
+    /// `sled`: one sled database.
+    Sled {
+        /// `path`: its folder. Default: the backend's name in the data folder.
+        path: PathBuf,
+        /// `max_size`: bytes; `None` is what the disk has. Default: `None`.
+        max_size: Option<u64>,
+        /// `cache_size`: bytes of the cache of pages, part of `memory.limit`. Default: an eighth of it, at most 64 MiB.
+        cache_size: u64,
+    },
+    /// `postgres`: a table of PostgreSQL.
+    Postgres(Database),
+    /// `mysql`: a table of MySQL or MariaDB.
+    MySql(Database),
+    /// `sqlite`: one SQLite file.
+    Sqlite {
+        /// `path`: its folder. Default: the backend's name in the data folder.
+        path: PathBuf,
+        /// `max_size`: bytes; `None` is what the disk has. Default: `None`.
+        max_size: Option<u64>,
     },
 }
+
+/// The guard of object stores. Their library tries again by itself, so a call has time for all its tries.
+pub const OBJECT_GUARD: GuardOptions =
+    GuardOptions { timeout: Duration::from_secs(90), retries: 0, in_flight: 64, break_after: 10, break_for: Duration::from_secs(1) };
 
 impl Backend {
     /// Its kind, as written.
@@ -216,6 +260,11 @@ impl Backend {
             Backend::File { .. } => "file",
             Backend::RocksDb { .. } => "rocksdb",
             Backend::Object { .. } => "object",
+            Backend::Redis { .. } => "redis",
+            Backend::Sled { .. } => "sled",
+            Backend::Postgres(_) => "postgres",
+            Backend::MySql(_) => "mysql",
+            Backend::Sqlite { .. } => "sqlite",
         }
     }
 
@@ -223,15 +272,33 @@ impl Backend {
     pub fn limit(&self) -> Option<u64> {
         match self {
             Backend::Memory { max_size } => Some(*max_size),
-            Backend::File { max_size, .. } | Backend::RocksDb { max_size, .. } | Backend::Object { max_size, .. } => *max_size,
+            Backend::File { max_size, .. }
+            | Backend::RocksDb { max_size, .. }
+            | Backend::Object { max_size, .. }
+            | Backend::Sled { max_size, .. }
+            | Backend::Postgres(Database { max_size, .. })
+            | Backend::MySql(Database { max_size, .. })
+            | Backend::Sqlite { max_size, .. } => *max_size,
+            Backend::Redis { .. } => None,
         }
     }
 
     /// Its folder on this machine, if it has one.
     pub fn folder(&self) -> Option<&Path> {
         match self {
-            Backend::File { path, .. } | Backend::RocksDb { path, .. } => Some(path),
+            Backend::File { path, .. } | Backend::RocksDb { path, .. } | Backend::Sled { path, .. } | Backend::Sqlite { path, .. } => {
+                Some(path)
+            }
             Backend::Object { place: ObjectPlace::Folder(path), .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// How calls to it are guarded, if it is behind a network.
+    pub fn guard(&self) -> Option<GuardOptions> {
+        match self {
+            Backend::Redis { guard, .. } | Backend::Object { place: ObjectPlace::Url(_), guard, .. } => Some(*guard),
+            Backend::Postgres(database) | Backend::MySql(database) => Some(database.guard),
             _ => None,
         }
     }
@@ -241,6 +308,9 @@ impl Backend {
         match self {
             Backend::Memory { max_size } => *max_size,
             Backend::RocksDb { cache_size, write_buffer_size, .. } => cache_size.saturating_add(*write_buffer_size),
+            Backend::Sled { cache_size, .. } => *cache_size,
+            #[cfg(feature = "sqlite")]
+            Backend::Sqlite { .. } => sira_backend::sqlite::SqliteBackend::MEMORY,
             _ => 0,
         }
     }

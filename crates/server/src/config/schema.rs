@@ -74,7 +74,7 @@ const SETTINGS: [&str; 43] = [
 /// The path of the setting that a variable means whose parts have one underscore between them, such as `memory_limit`.
 pub(super) fn meant(given: &str) -> Option<String> {
     if let Some(backend) = given.strip_prefix("storage_backends_") {
-        let named = |key: &str| backend.strip_suffix(key)?.strip_suffix('_').filter(|name| !name.is_empty());
+        let named = |key: &str| backend.strip_suffix(&key.replace('.', "_"))?.strip_suffix('_').filter(|name| !name.is_empty());
         return backends::SETTINGS.into_iter().find_map(|key| Some(format!("storage.backends.{}.{key}", named(key)?)));
     }
     if let Some(backend) = given.strip_prefix("storage_routing_costs_") {
@@ -245,7 +245,7 @@ fn read_storage(mut section: Section<'_>, server: &Server, memory_limit: u64, ha
     let (backends, refused) = backends::read(names, &server.data_dir, memory_limit);
     let known: Vec<&str> = backends.keys().map(String::as_str).collect();
     let check = |place: &Section<'_>, text: &Located<String>, key: &str| {
-        if let Some(kind) = refused.get(&text.value).map(String::as_str).or_else(|| backends::planned(&text.value)) {
+        if let Some(kind) = refused.get(&text.value) {
             place.problem(&text.origin, format!("`{key}` names backend `{}`, whose kind `{kind}` is not part of this version", text.value));
         } else if !backends.contains_key(&text.value) {
             let hint = nearest(&text.value, &known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();

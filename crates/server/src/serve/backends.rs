@@ -6,20 +6,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sira_backend::file::FileBackend;
+use sira_backend::guard::Guarded;
 use sira_backend::memory::MemoryBackend;
+#[cfg(feature = "mysql")]
+use sira_backend::mysql::MySqlBackend;
 use sira_backend::object::ObjectBackend;
+#[cfg(feature = "postgres")]
+use sira_backend::postgres::PostgresBackend;
 use sira_backend::probe::probe_create_if_absent;
+#[cfg(feature = "redis")]
+use sira_backend::redis;
 use sira_backend::rocks::{self, RocksBackend, RocksOptions};
+#[cfg(feature = "sled")]
+use sira_backend::sled;
+#[cfg(feature = "sqlite")]
+use sira_backend::sqlite::SqliteBackend;
 use sira_backend::{BackendError, StorageBackend};
 use sira_store::catalog::{MemoryKv, OrderedKv, RocksKv};
 use sira_store::{Seams, StorageClient, StoreError, StoreOptions, TierOptions};
 
 use super::routing;
 use crate::Failure;
-use crate::config::{Backend, Config, ObjectPlace, RocksCompression};
+use crate::config::{Backend, Config, ObjectPlace, RocksCompression, Storage};
 
 /// How long a request waits for memory before it is told that the server is busy.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a backend behind a network may take to open and to be tried.
+const OPENING: Duration = Duration::from_secs(60);
 
 /// Of memory for tensors, one part in this many waits for the next puts when nobody uses it.
 const IDLE_SHARE: u64 = 16;
@@ -30,16 +44,14 @@ pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure
     let store = StorageClient::new(options(config), Seams::system(), open_catalog(config).await?).map_err(not_started)?;
     for (name, backend) in &storage.backends {
         let failed = |error: BackendError| Failure::with(format_args!("backend {name}"), cause(&error));
-        let opened = open_backend(backend).await.map_err(failed)?;
-        if *name == storage.record_backend {
-            match probe_create_if_absent(opened.as_ref()).await {
-                // Only deletes make room, and they need a server.
-                Err(BackendError::OutOfSpace(reason)) => {
-                    tracing::warn!(backend = name, reason, "too full to be tried; it is taken at its word")
-                }
-                probed => probed.map_err(failed)?,
+        let opened = match backend.guard() {
+            None => open_and_try(name, backend, storage).await.map_err(failed)?,
+            Some(guard) => {
+                let opened = tokio::time::timeout(OPENING, open_and_try(name, backend, storage)).await;
+                let late = |_| Err(BackendError::Unavailable { context: "it was not opened".into(), source: "it does not answer".into() });
+                Arc::new(Guarded::new(name, opened.unwrap_or_else(late).map_err(failed)?, guard))
             }
-        }
+        };
         tracing::info!(backend = name, kind = backend.kind(), "backend opened");
         store.register_backend(name, opened);
     }
@@ -51,6 +63,21 @@ pub(super) async fn open_store(config: &Config) -> Result<StorageClient, Failure
     }
     store.start().await.map_err(not_started)?;
     Ok(store)
+}
+
+/// What is to keep records must show that it can: not through its guard, which would let fewer race.
+async fn open_and_try(name: &str, backend: &Backend, storage: &Storage) -> Result<Arc<dyn StorageBackend>, BackendError> {
+    let opened = open_backend(backend).await?;
+    if *name == storage.record_backend {
+        match probe_create_if_absent(opened.as_ref()).await {
+            // Only deletes make room, and they need a server.
+            Err(BackendError::OutOfSpace(reason)) => {
+                tracing::warn!(backend = name, reason, "too full to be tried; it is taken at its word")
+            }
+            probed => probed?,
+        }
+    }
+    Ok(opened)
 }
 
 /// An index of records that a backend in memory loses with the process is in memory, too: a log of it would cost each put and help nobody.
@@ -128,7 +155,7 @@ async fn open_backend(backend: &Backend) -> Result<Arc<dyn StorageBackend>, Back
             };
             Arc::new(blocking(move || open_rocksdb(&path, options)).await?)
         }
-        Backend::Object { place, max_size, options } => {
+        Backend::Object { place, max_size, options, guard: _ } => {
             let opened = match place {
                 ObjectPlace::Folder(path) => blocking(move || ObjectBackend::open_local(path)).await?,
                 ObjectPlace::Url(url) => ObjectBackend::open_url(&url, options)?,
@@ -137,6 +164,27 @@ async fn open_backend(backend: &Backend) -> Result<Arc<dyn StorageBackend>, Back
                 Some(max_size) => opened.with_limit(max_size).await?,
                 None => opened,
             })
+        }
+        #[cfg(feature = "redis")]
+        Backend::Redis { url, prefix, cluster, connections, guard } => {
+            let options = redis::RedisOptions { prefix, cluster, connections, connect_timeout: guard.timeout };
+            Arc::new(redis::RedisBackend::open(url.expose(), options).await?)
+        }
+        #[cfg(feature = "sled")]
+        Backend::Sled { path, max_size, cache_size } => {
+            let options = sled::SledOptions { cache_bytes: cache_size, max_bytes: max_size };
+            Arc::new(blocking(move || sled::SledBackend::open(path, options)).await?)
+        }
+        #[cfg(feature = "postgres")]
+        Backend::Postgres(database) => Arc::new(PostgresBackend::open(&database.options()).await?),
+        #[cfg(feature = "mysql")]
+        Backend::MySql(database) => Arc::new(MySqlBackend::open(&database.options()).await?),
+        #[cfg(feature = "sqlite")]
+        Backend::Sqlite { path, max_size } => Arc::new(SqliteBackend::open(path, max_size).await?),
+        #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "redis", feature = "sled", feature = "sqlite")))]
+        other => {
+            let reason = format!("this build of sira has no backend of the kind `{0}`: build it with the feature `{0}`", other.kind());
+            return Err(BackendError::Config(reason));
         }
     })
 }

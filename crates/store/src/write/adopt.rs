@@ -13,7 +13,7 @@ use crate::coding::Awaited;
 use crate::hot::HotPart;
 use crate::ledger::Reservation;
 use crate::record::Part;
-use crate::sink::{ChunkSink, durability};
+use crate::sink::{ChunkSink, chunk_options, durability};
 
 impl Writer {
     /// Puts the bytes of `region`, whose memory is `reservation`, and commits; of a key that is one tensor. A caller that goes away
@@ -48,8 +48,8 @@ impl Writer {
         let kept = match &mut self.course {
             Some(Course::Behind(_, memory)) => Some(memory.pop().unwrap_or_default()),
             _ => {
-                let (home, level) = (self.home.clone(), durability(self.level));
-                let sink = ChunkSink::new(&inner, home, (&self.write_id, 0), plan.clone(), level, Awaited::ByClient);
+                let (home, options) = (self.home.clone(), chunk_options(&inner, durability(self.level), self.ttl));
+                let sink = ChunkSink::new(&inner, home, (&self.write_id, 0), plan.clone(), options, Awaited::ByClient);
                 record.copies.push(sink.store_all(&slabs(region.clone(), &grid)).await?);
                 // As in `PartWriter::new`.
                 self.adopted.take().filter(|_| plan.chain.lossless() && hot.welcomes(bytes))

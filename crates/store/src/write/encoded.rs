@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sira_backend::Durability;
+use sira_backend::PutOptions;
 use sira_codec::Chain;
 use sira_tensor::TensorSpec;
 use sira_tensor::grid::{Grid, SLAB_BYTES};
@@ -19,7 +19,7 @@ use crate::client::{Inner, StorageClient, Tier, WriteOptions};
 use crate::coding::{Awaited, PartFacts, Way};
 use crate::part::coding_bytes;
 use crate::record::{Chunk, Part, PartCopy, chunk_name};
-use crate::sink::{ChunkSink, durability, origin_and_shape, put_chunk};
+use crate::sink::{ChunkSink, chunk_options, durability, origin_and_shape, put_chunk};
 
 /// A put of encoded chunks in progress, in the row-major order of their grid. Dropped before its commit, it leaves nothing behind.
 ///
@@ -50,7 +50,7 @@ struct Plan {
     grid: Grid,
     chains: Vec<Chain>,
     write_id: String,
-    durability: Durability,
+    options: PutOptions,
 }
 
 impl StorageClient {
@@ -84,7 +84,7 @@ impl StorageClient {
             grid,
             chains,
             write_id: writer.write_id.clone(),
-            durability: durability(writer.level),
+            options: chunk_options(&writer.inner, durability(writer.level), writer.ttl),
         };
         let plan = Arc::new(plan);
         Ok(EncodedWriter { writer: Some(writer), plan, current: None, cell: 0, storing: VecDeque::new(), chunks: Vec::new(), tried: false })
@@ -272,7 +272,7 @@ impl Plan {
         };
         let checksum = checksum.ok_or_else(|| StoreError::Internal(format!("checking chunk {cell} failed")))??;
         let chunk = Chunk { stored_bytes: bytes.len() as u64, checksum, chain: head.chain };
-        put_chunk(&self.inner, &self.home, &chunk_name(&self.write_id, 0, cell), bytes, self.durability).await?;
+        put_chunk(&self.inner, &self.home, &chunk_name(&self.write_id, 0, cell), bytes, self.options).await?;
         self.home.meter.encoded(self.grid.region_bytes(&self.grid.cell(cell)), chunk.stored_bytes);
         Ok(chunk)
     }

@@ -63,6 +63,8 @@ pub struct Lasting {
     spoils: AtomicBool,
     /// Gets so far.
     gets: AtomicU64,
+    /// Whether puts of records say that the disk is full, when all is done.
+    full_when_done: AtomicBool,
     process: Arc<Process>,
 }
 
@@ -74,6 +76,7 @@ impl Lasting {
             out: AtomicBool::new(false),
             spoils: AtomicBool::new(false),
             gets: AtomicU64::new(0),
+            full_when_done: AtomicBool::new(false),
             process,
         }
     }
@@ -119,6 +122,11 @@ impl Lasting {
         self.puts_left.store(count, Ordering::SeqCst);
     }
 
+    /// Whether a put of a record says from now on that there was no room, as a file system does that had none for the last sync.
+    pub fn full_when_done(&self, yes: bool) {
+        self.full_when_done.store(yes, Ordering::SeqCst);
+    }
+
     /// Flips one bit of a value.
     pub async fn flip(&self, name: &str, at: usize) {
         let mut value = self.inner.get(name, None).await.unwrap().unwrap().to_vec();
@@ -157,7 +165,11 @@ impl StorageBackend for Lasting {
             spoilt[0] ^= 1;
             return self.process.call(name, self.inner.put(name, spoilt.into(), options)).await;
         }
-        self.process.call(name, self.inner.put(name, value, options)).await
+        let outcome = self.process.call(name, self.inner.put(name, value, options)).await;
+        if name.starts_with("r/") && self.full_when_done.load(Ordering::SeqCst) {
+            return Err(BackendError::OutOfSpace("told to say so".into()));
+        }
+        outcome
     }
 
     async fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Option<Bytes>, BackendError> {
