@@ -21,7 +21,13 @@ pub fn quartiles(mut values: Vec<f64>) -> (f64, f64, f64) {
     (at(0.25), at(0.5), at(0.75))
 }
 
-/// The bytes of the sample KV cache (bfloat16, `[30, 2, 80, 3, 64]`), repeated to at least `bytes`.
+/// Of the sample KV cache: layers, K and V, tokens, heads, dimensions.
+pub const SAMPLE_SHAPE: [u64; 5] = [30, 2, 80, 3, 64];
+
+/// Bytes of the sample, of bfloat16.
+pub const SAMPLE_BYTES: usize = 30 * 2 * 80 * 3 * 64 * 2;
+
+/// The bytes of the sample KV cache, repeated to at least `bytes`.
 ///
 /// # Errors
 /// When the sample is not in the checkout, or is no safetensors file.

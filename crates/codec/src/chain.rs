@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use sira_tensor::{TensorSpec, grid};
+use sira_tensor::{DType, TensorSpec, grid};
 
 use crate::float::Float;
 use crate::gzip::Gzip;
@@ -132,6 +132,11 @@ impl Chain {
     /// Whether every bit comes back.
     pub fn lossless(&self) -> bool {
         self.stages.iter().all(|stage| stage.lossless())
+    }
+
+    /// Whether elements of `dtype` are what it is meant for: a lossy chain is for bfloat16, float16 and float32, and keeps others as they are.
+    pub fn suits(&self, dtype: DType) -> bool {
+        self.lossless() || crate::kv::Float::of(dtype).is_some()
     }
 
     /// The names of its stages, in order; none of a chain without.

@@ -114,7 +114,7 @@ impl StorageClient {
             backend.clone_from(&home.name);
             steps.push(moved_on(&policy, &backend));
         }
-        let codec = namespace.codec(&backend)?;
+        let codec = namespace.codec(&backend)?.filter(|chain| options.dtype.is_none_or(|dtype| chain.suits(dtype)));
         let configured = || match options.dtype {
             Some(dtype) => inner.options.codec.of(dtype).to_string(),
             None => inner.options.codec.to_string(),

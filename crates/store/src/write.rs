@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use futures::FutureExt;
 use sira_backend::Survives;
-use sira_codec::Chain;
+use sira_codec::{Chain, KvFacts};
 use sira_tensor::{DType, TensorSpec};
 use sira_wire::{Code, Condition, Consistency, Key, PutAnswer};
 use tokio::sync::oneshot;
@@ -117,8 +117,8 @@ impl Writer {
         let level = level(&inner, &home, asked, default)?;
         let (mut plans, mut calibrations) = (Vec::with_capacity(parts.len()), Vec::new());
         for part in parts {
-            let model = followed.as_ref().map(|spec| &spec.model).or_else(|| part.spec.attributes().get(MODEL));
-            let chain = inner.chain(&namespace, &home.name, part.codec.as_deref(), model.map(String::as_str), part.spec.dtype())?;
+            let model = followed.as_ref().map(|spec| spec.model.as_str()).or_else(|| KvFacts::model_of(&part.spec));
+            let chain = inner.chain(&namespace, &home.name, part.codec.as_deref(), model, part.spec.dtype())?;
             if exact && (!chain.lossless() || options.derived_from_lossy) {
                 let what = if chain.lossless() { "what is derived from lossy data".to_owned() } else { format!("codec {chain}") };
                 return Err(StoreError::Unsupported(format!("namespace {} is exact, and takes no lossy data: {what}", namespace.name)));
@@ -476,7 +476,8 @@ pub(crate) fn level(inner: &Inner, home: &Tier, asked: Option<Consistency>, defa
 }
 
 impl Inner {
-    /// The chain of a part of `model`, where that is known: its writer's, the namespace's for its home, the configured one.
+    /// The chain of a part of `model`, where that is known: its writer's, the namespace's for its home where that is for such elements, the
+    /// configured one.
     pub fn chain(
         &self,
         namespace: &Namespace,
@@ -487,7 +488,10 @@ impl Inner {
     ) -> Result<Chain, StoreError> {
         match asked {
             Some(text) => self.calibrated(text, model),
-            None => Ok(namespace.codec(home)?.unwrap_or_else(|| self.options.codec.of(dtype).clone())),
+            None => {
+                let own = namespace.codec(home)?.filter(|chain| chain.suits(dtype));
+                Ok(own.unwrap_or_else(|| self.options.codec.of(dtype).clone()))
+            }
         }
     }
 }

@@ -189,6 +189,19 @@ async fn small_tensors_and_what_was_acknowledged_as_it_is_stay_exact() {
 }
 
 #[tokio::test]
+async fn a_namespaces_lossy_codec_is_for_floats_and_others_take_the_lossless_one() {
+    let store = store(&World::new(1 << 30)).await;
+    let policy = Policy { codecs: [("small".to_owned(), LOSSY.to_owned())].into(), ..Policy::default() };
+    store.set_namespace("ns", policy).await.unwrap();
+    for (name, dtype, codec) in [("ns/floats", DType::Float16, LOSSY), ("ns/numbers", DType::Int32, "planes+zstd")] {
+        let spec = TensorSpec::new(dtype, vec![100_000]).unwrap();
+        let zeros = vec![0; spec.nbytes() as usize];
+        store.store(key(name), spec, &zeros.into(), WriteOptions::default()).await.unwrap();
+        assert_eq!(store.info(&key(name)).unwrap().codec, codec, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn each_part_has_its_own_codec_and_error() {
     let world = World::new(1 << 30);
     let store = store(&world).await;
@@ -269,6 +282,14 @@ async fn a_calibration_stays_while_something_needs_it() {
     let hash = put_artefact(&first).await;
     let entry = first.info(&key(&format!("calibration/{hash}"))).unwrap();
     assert_eq!((entry.consistency, entry.expires_ms, entry.attributes["model"].as_str()), (Consistency::Strong, None, "tiny"));
+    // As the attributes of a file that was put say it.
+    let of_file = tiny(600).attributes().iter().map(|(name, value)| (format!("safetensors.{name}"), value.clone())).collect();
+    let spec = TensorSpec::new(DType::BFloat16, tiny(600).shape().to_vec()).unwrap();
+    let spec = spec.with_axes(tiny(600).axes().to_vec()).unwrap().with_attributes(of_file).unwrap();
+    let options = WriteOptions { codec: Some("kvtc:step=0.05".into()), ..WriteOptions::default() };
+    first.store(key("ns/file"), spec.clone(), &values(&spec, 8).into(), options).await.unwrap();
+    assert!(first.info(&key("ns/file")).unwrap().codec.ends_with(&hash));
+    assert!(first.delete(&key("ns/file"), None).await.unwrap());
     // Named by nobody, it is the one of its model.
     let raw = put_tiny(&first, "ns/k", 600, "kvtc:step=0.05").await.unwrap();
     let entry = first.info(&key("ns/k")).unwrap();

@@ -40,6 +40,11 @@ impl KvFacts {
         }
         Some(KvFacts { model, rope, part: name.to_owned(), fields: fields.unwrap_or_default() })
     }
+
+    /// The model that a tensor's attributes name: their own `model`, or that of a file that was put.
+    pub fn model_of(spec: &TensorSpec) -> Option<&str> {
+        text(spec.attributes(), "model")
+    }
 }
 
 fn text<'a>(attributes: &'a BTreeMap<String, String>, name: &str) -> Option<&'a str> {

@@ -32,7 +32,6 @@ type States = [u32; LANES];
 ///
 /// # Errors
 /// A symbol whose frequency is zero in its table; runs that are not as long as the symbols or name no table.
-#[allow(dead_code, reason = "for codecs that have all symbols and runs at hand")]
 pub(crate) fn encode(symbols: &[u8], runs: impl IntoIterator<Item = (usize, usize)>, tables: &[Table]) -> Result<Vec<u8>, CodecError> {
     let mut stored = Vec::new();
     encode_to(&mut stored, symbols, runs, tables)?;
@@ -123,7 +122,6 @@ fn push(state: u32, entry: Entry) -> u32 {
 /// # Errors
 /// `stored` is not what [`encode`] made of as many symbols with these tables (damage that by chance leads to the same end is not
 /// noticed); runs that are not as long as `out` or name no table. What has been written to `out` then means nothing.
-#[allow(dead_code, reason = "for codecs that have all symbols and runs at hand")]
 pub(crate) fn decode(
     stored: &[u8],
     runs: impl IntoIterator<Item = (usize, usize)>,

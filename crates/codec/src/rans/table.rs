@@ -90,7 +90,6 @@ impl Table {
     }
 
     /// The frequency of `symbol` out of [`TOTAL`]; zero if it cannot be encoded.
-    #[allow(dead_code, reason = "for codecs that choose a table by what it costs")]
     pub(crate) fn frequency(&self, symbol: u8) -> u16 {
         self.entries[usize::from(symbol)].frequency()
     }

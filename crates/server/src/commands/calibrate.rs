@@ -80,18 +80,30 @@ pub(crate) async fn calibrate(server: Server<'_>, args: &CalibrateArgs) -> Resul
     say_done(args, &calibration, bytes.len() as u64, caches.len())
 }
 
+/// Tokens that a calibration of `model` wants at least: twice as many as a token's keys have values. One of fewer knows its own documents, and what
+/// it does to others was seen to be ten times worse (docs/codecs.md).
+fn wanted(model: &Model) -> u64 {
+    2 * u64::from(model.layers) * u64::from(model.heads) * u64::from(model.dim)
+}
+
 fn say_done(args: &CalibrateArgs, calibration: &Calibration, bytes: u64, documents: usize) -> Result<(), Failure> {
     let model = calibration.model();
     if args.json {
         return print_line(&json!({
             "file": args.out.display().to_string(), "hash": calibration.hash(), "bytes": bytes, "model": model.name, "layers": model.layers,
             "heads": model.heads, "dim": model.dim, "tokens": calibration.tokens(), "documents": documents,
-            "weighted": calibration.moments().is_some(),
+            "weighted": calibration.moments().is_some(), "tokens_wanted": wanted(model),
         }));
     }
     let weighted = if calibration.moments().is_some() { "" } else { "; no moments, so errors count the same everywhere" };
+    let few = match wanted(model) {
+        wanted if calibration.tokens() < wanted => {
+            format!("\nwarning: {wanted} tokens and more are wanted; one of so few fits its own documents and may spoil others")
+        }
+        _ => String::new(),
+    };
     print(&format!(
-        "{}: {}, {} of {}, {} layers, {} KV heads of {}{weighted}\n{}",
+        "{}: {}, {} of {}, {} layers, {} KV heads of {}{weighted}{few}\n{}",
         args.out.display(),
         short_size(bytes),
         plural(calibration.tokens(), "token"),

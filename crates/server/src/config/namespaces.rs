@@ -45,14 +45,15 @@ pub(super) fn read(mut names: Section<'_>, backends: &[&str]) -> BTreeMap<String
             }
             duration.value.as_secs()
         });
+        let exact = section.boolean("exact").is_some_and(|yes| yes.value);
         let policy = Policy {
             mode: section.choice("mode", &modes).map_or(Mode::default(), |mode| mode.value),
             read_only: section.boolean("read_only").is_some_and(|yes| yes.value),
-            exact: section.boolean("exact").is_some_and(|yes| yes.value),
+            exact,
             consistency: section.choice("consistency", &levels).map(|level| level.value),
             ttl,
             limits: read_limits(section.section("limits"), backends),
-            codecs: read_codecs(section.section("codecs"), backends),
+            codecs: read_codecs(section.section("codecs"), backends, exact),
             tiers: read_tiers(section.section("tiers"), backends),
             copies: read_copies(&mut section, backends),
         };
@@ -85,11 +86,14 @@ fn read_limits(mut section: Section<'_>, backends: &[&str]) -> BTreeMap<String, 
     limits
 }
 
-fn read_codecs(mut section: Section<'_>, backends: &[&str]) -> BTreeMap<String, String> {
+fn read_codecs(mut section: Section<'_>, backends: &[&str], exact: bool) -> BTreeMap<String, String> {
     let mut codecs = BTreeMap::new();
     for (tier, text) in section.texts() {
         check_tier(&section, &text.origin, &tier, backends);
         match text.value.parse::<Chain>() {
+            Ok(chain) if exact && !chain.lossless() => {
+                section.problem(&text.origin, format!("`{}.{tier}`: {chain} is lossy, and the namespace is to be exact", section.path));
+            }
             Ok(chain) => drop(codecs.insert(tier, chain.to_string())),
             Err(error) => section.problem(&text.origin, format!("`{}.{tier}`: {error}", section.path)),
         }

@@ -1,4 +1,4 @@
-//! How fast a backend has been lately, by the bytes of a call. Old calls fade: see docs/decisions/0015-routing-goes-by-faded-measurements.md.
+//! How fast a backend has been lately, by the bytes of a call. Old calls fade: see docs/decisions/0013-routing-goes-by-faded-measurements.md.
 
 use std::time::Duration;
 

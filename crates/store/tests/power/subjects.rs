@@ -8,6 +8,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sira_backend::file::FileBackend;
 use sira_backend::rocks::{RocksBackend, RocksOptions};
+use sira_backend::sled::{SledBackend, SledOptions};
+use sira_backend::sqlite::SqliteBackend;
 use sira_backend::{Durability, PutOptions, StorageBackend};
 use sira_store::catalog::RocksKv;
 use sira_store::{Rule, Seams, StorageClient, StoreOptions, WriteOptions};
@@ -27,6 +29,8 @@ pub enum Promise {
 pub const SUBJECTS: &[(&str, Promise)] = &[
     ("file", Promise::PowerLoss),
     ("rocksdb", Promise::PowerLoss),
+    ("sqlite", Promise::PowerLoss),
+    ("sled", Promise::PowerLoss),
     ("store-strong", Promise::PowerLoss),
     ("store-eventual", Promise::Kill),
     ("store-weak", Promise::Nothing),
@@ -49,6 +53,8 @@ pub async fn open(name: &str, folder: &Path) -> Result<Arc<dyn Subject>, Failed>
     Ok(match name {
         "file" => Arc::new(Values(Arc::new(FileBackend::open(folder.join("values"), None)?))),
         "rocksdb" => Arc::new(Values(Arc::new(rocks(folder)?))),
+        "sqlite" => Arc::new(Values(Arc::new(SqliteBackend::open(folder.join("values"), None).await?))),
+        "sled" => Arc::new(Values(Arc::new(SledBackend::open(folder.join("values"), SledOptions::default())?))),
         "store-strong" => store(Consistency::Strong).await?,
         "store-eventual" => store(Consistency::Eventual).await?,
         "store-weak" => store(Consistency::Weak).await?,
