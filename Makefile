@@ -15,6 +15,7 @@ demo: ## store a real KV cache, kill the server, read it back (the first time ab
 
 test: ## everything CI runs: format, lints, Rust tests, Python tests against a real server
 	@scripts/setup.sh
+	@scripts/servers.sh install
 	@scripts/test.sh
 
 test-servers: ## beside `make test`: a Redis Cluster that loses a node, and Ceph's S3 gateway (installed where they are missing)

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
+use redis::{AsyncCommands, AsyncConnectionConfig};
 use sira_backend::mysql::MySqlBackend;
 use sira_backend::postgres::PostgresBackend;
 use sira_backend::redis::{RedisBackend, RedisOptions};
@@ -131,7 +131,9 @@ async fn in_server(server: &Server, at_once: usize) -> Result<Pair, Failure> {
         }
         _ => {
             for _ in 0..at_once {
-                direct.push(Box::new(redis::Client::open(server.url())?.get_multiplexed_async_connection().await?));
+                // By itself it waits half a second for an answer.
+                let config = AsyncConnectionConfig::new().set_response_timeout(None);
+                direct.push(Box::new(redis::Client::open(server.url())?.get_multiplexed_async_connection_with_config(&config).await?));
             }
             Arc::new(RedisBackend::open(server.url(), RedisOptions::default()).await?)
         }

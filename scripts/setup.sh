@@ -31,9 +31,6 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 [ "${1:-}" != packages ] || exit 0
 
-# The servers that the tests start for themselves.
-scripts/servers.sh install
-
 # Made anew when what it should hold changes.
 wanted=$(sha256sum python-client/pyproject.toml scripts/setup.sh | sha256sum)
 if [ "$(cat .venv/.sira 2>/dev/null)" != "$wanted" ]; then

@@ -46,7 +46,7 @@ fn masked(url: &str) -> String {
     // A password with a slash that is not escaped reaches further than the authority.
     let Some(at) = rest[..end].rfind('@').or_else(|| rest.rfind('@')) else { return url.to_owned() };
     let (user, host) = (&rest[..at], &rest[at + 1..]);
-    let user = user.split_once(':').map_or(user, |(user, _)| user);
+    let Some((user, _)) = user.split_once(':') else { return url.to_owned() };
     format!("{scheme}://{user}:***@{host}")
 }
 
@@ -58,6 +58,7 @@ mod tests {
     fn no_password_is_shown() {
         for (url, shown) in [
             ("redis://127.0.0.1:6379/1", "redis://127.0.0.1:6379/1"),
+            ("postgres://me@host/d", "postgres://me@host/d"),
             ("redis://:geheim@host", "redis://:***@host"),
             ("rediss://me:geheim@host:1/2?x=@", "rediss://me:***@host:1/2?x=@"),
             ("redis://me:ge@heim@host", "redis://me:***@host"),
