@@ -289,6 +289,7 @@ mon cluster log file = $folder/cluster.log
 [osd.0]
 osd data = $folder/osd
 osd objectstore = bluestore
+osd class update on start = false
 bluestore block size = 4294967296
 bluestore fsck on mount = false
 [client.rgw]

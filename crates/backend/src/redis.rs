@@ -3,6 +3,7 @@
 //! ```text
 //! {PREFIX:SHARD}/v/NAME    a value: a string
 //! {PREFIX:SHARD}/names     the names of this shard: a sorted set with one score for all, which Redis keeps in the order of bytes
+//! {PREFIX:SHARD}/t/ID      in a cluster: marks a try of a create, for some minutes
 //! {PREFIX:00}/format       what wrote this, and into how many shards
 //! ```
 //!
@@ -41,6 +42,9 @@ const MAX_VALUE: u64 = 256 << 20;
 
 /// Shards of a cluster.
 const CLUSTER_SHARDS: usize = 64;
+
+/// How long a cluster knows which tries of creates it has seen: longer than its client goes on trying.
+const MARK_LASTS: Duration = Duration::from_secs(300);
 
 /// Operations of a batch under way at once.
 const BATCH: usize = 32;
@@ -106,6 +110,7 @@ impl RedisBackend {
         let pool = pool.map_err(|error| bad(format!("an address is not right: {error}")))?;
         let servers = promise::ask(&pool).await.map_err(not_opened)?;
         promise::check(&servers, options.cluster)?;
+        let pool = pool.with_all_nodes().await.map_err(not_opened)?;
         let (survives, why) = promise::weakest(&servers);
         if !why.is_empty() {
             tracing::info!(?survives, why, "what Redis acknowledges does not survive everything");
@@ -143,6 +148,11 @@ impl Keys {
 
     fn names(&self, shard: usize) -> String {
         format!("{{{}:{shard:02}}}/names", self.prefix)
+    }
+
+    /// A mark of one try, in the same slot.
+    fn mark(&self, shard: usize, id: u128) -> String {
+        format!("{{{}:{shard:02}}}/t/{id:032x}", self.prefix)
     }
 
     fn format(&self) -> String {
@@ -227,11 +237,17 @@ impl Inner {
         let mut commands = redis::pipe();
         commands.atomic().add_command(set).cmd("ZADD").arg(self.keys.names(self.keys.shard(name))).arg(0).arg(name);
         let failed = |error| failed(&format!("cannot write {name}"), error);
-        let (set, _): (Option<String>, u64) = self.pool.transaction(&key, &commands).await.map_err(failed)?;
+        // A cluster's client repeats by itself what a broken connection lost; a mark, made by the first try, tells.
+        let marked = self.cluster && options.mode == PutMode::Create;
+        if marked {
+            let mark = self.keys.mark(self.keys.shard(name), rand::random());
+            commands.cmd("SET").arg(mark).arg(1).arg("NX").arg("PX").arg(MARK_LASTS.as_millis() as u64);
+        }
+        let mut answers = self.pool.transaction::<Vec<Option<String>>>(&key, &commands).await.map_err(failed)?.into_iter();
+        let (set, first) = (answers.next().flatten(), answers.nth(1).flatten());
         match set {
             Some(_) => Ok(PutOutcome::Written),
-            // A cluster's client repeats what a broken connection lost, and this may be about our own first try.
-            None if self.cluster => {
+            None if marked && first.is_none() => {
                 let found = self.pool.command(redis::cmd("GET").arg(&key)).await.and_then(value_of).map_err(failed)?;
                 let ours = found.is_some_and(|found| value.clone().into_bytes() == found);
                 Ok(if ours { PutOutcome::Written } else { PutOutcome::Exists })

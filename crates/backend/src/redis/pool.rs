@@ -8,7 +8,10 @@ use redis::aio::MultiplexedConnection;
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline,
+    RedisError, RedisResult, ServerErrorKind, Value,
+};
 
 /// How often the cluster's client follows a redirect or repeats a call by itself, and the longest pause before, in milliseconds.
 const CLUSTER_TRIES: u32 = 3;
@@ -18,7 +21,8 @@ const CLUSTER_WAIT: u64 = 200;
 #[allow(clippy::large_enum_variant, reason = "there is one")]
 enum Target {
     Single(Client),
-    Cluster(ClusterClient),
+    /// With the nodes at which new connections begin.
+    Cluster(ClusterClient, Vec<ConnectionInfo>),
 }
 
 #[derive(Clone)]
@@ -59,17 +63,33 @@ impl Pool {
     pub(super) fn new(urls: &[&str], cluster: bool, connections: usize, timeout: Duration) -> RedisResult<Pool> {
         let target = match urls {
             [url] if !cluster => Target::Single(Client::open(*url)?),
-            urls => Target::Cluster(
-                ClusterClientBuilder::new(urls.iter().copied())
-                    .connection_timeout(timeout)
-                    .retries(CLUSTER_TRIES)
-                    .min_retry_wait(CLUSTER_WAIT / 10)
-                    .max_retry_wait(CLUSTER_WAIT)
-                    .build()?,
-            ),
+            urls => {
+                let nodes = urls.iter().map(|url| url.into_connection_info()).collect::<RedisResult<Vec<_>>>()?;
+                Target::Cluster(cluster_client(&nodes, timeout)?, nodes)
+            }
         };
         let slots = std::iter::repeat_with(Slot::default).take(connections.max(1)).collect();
         Ok(Pool { target, timeout, slots, next: AtomicUsize::new(0) })
+    }
+
+    /// Lets new connections of a cluster begin at any of its nodes: those that were named may be the ones that die.
+    pub(super) async fn with_all_nodes(mut self) -> RedisResult<Pool> {
+        let mut lease = self.lease().await?;
+        let answers = match &mut lease.connection {
+            Connection::Single(_) => Value::Nil,
+            Connection::Cluster(connection) => {
+                let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllNodes, None));
+                connection.route_command(redis::cmd("PING"), all).await?
+            }
+        };
+        lease.end(Ok(()))?;
+        if let (Target::Cluster(client, nodes), Value::Map(answers)) = (&mut self.target, answers) {
+            let names = answers.into_iter().filter_map(|(name, _)| redis::from_redis_value::<String>(name).ok());
+            let Some(first) = nodes.first().cloned() else { return Ok(self) };
+            nodes.extend(names.filter_map(|name| at(&first, &name)));
+            *client = cluster_client(nodes, self.timeout)?;
+        }
+        Ok(self)
     }
 
     async fn connect(&self) -> RedisResult<Connection> {
@@ -79,7 +99,7 @@ impl Pool {
                 let config = AsyncConnectionConfig::new().set_connection_timeout(Some(self.timeout)).set_response_timeout(None);
                 Connection::Single(client.get_multiplexed_async_connection_with_config(&config).await?)
             }
-            Target::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+            Target::Cluster(client, _) => Connection::Cluster(client.get_async_connection().await?),
         })
     }
 
@@ -136,6 +156,29 @@ impl Pool {
         };
         lease.end(answer)
     }
+}
+
+fn cluster_client(nodes: &[ConnectionInfo], timeout: Duration) -> RedisResult<ClusterClient> {
+    ClusterClientBuilder::new(nodes.iter().cloned())
+        .connection_timeout(timeout)
+        .retries(CLUSTER_TRIES)
+        .min_retry_wait(CLUSTER_WAIT / 10)
+        .max_retry_wait(CLUSTER_WAIT)
+        .build()
+}
+
+/// Another node of the same cluster, `HOST:PORT`.
+fn at(known: &ConnectionInfo, name: &str) -> Option<ConnectionInfo> {
+    let (host, port) = name.rsplit_once(':')?;
+    let (host, port) = (host.to_owned(), port.parse().ok()?);
+    let address = match known.addr() {
+        ConnectionAddr::Tcp(..) => ConnectionAddr::Tcp(host, port),
+        ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+            ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
+        }
+        _ => return None,
+    };
+    Some(known.clone().set_addr(address))
 }
 
 /// Whether a transaction was refused because the slot lies elsewhere by now.
