@@ -289,7 +289,6 @@ mon cluster log file = $folder/cluster.log
 [osd.0]
 osd data = $folder/osd
 osd objectstore = bluestore
-osd class update on start = false
 bluestore block size = 4294967296
 bluestore fsck on mount = false
 [client.rgw]
@@ -311,18 +310,32 @@ start_ceph() {
       ceph-osd "${conf[@]}" -i 0 --mkfs --osd-uuid "$id"
       touch "$folder/formed"
     fi
-    [ -e "$folder/osd.0.pid" ] || ceph-osd "${conf[@]}" -i 0
+    ceph_disk "$folder" || return 1
     radosgw "${conf[@]}" -n client.rgw --rgw-frontends="beast endpoint=127.0.0.1:$port"
     cat "$folder"/*.pid > "$folder/pid"
   } >> "$folder/log" 2>&1
   radosgw-admin "${conf[@]}" -n client.rgw user create --uid=sira --display-name=sira --access-key=sira --secret-key="$password" \
     >> "$folder/log" 2>&1 || return 1
   for _ in $(seq 600); do
-    runs "$(cat "$folder/client.rgw.pid")" || return 1
+    runs "$(cat "$folder/client.rgw.pid")" && runs "$(cat "$folder/osd.0.pid")" || return 1
     if ceph_bucket "$port" "$password" >> "$folder/log" 2>&1; then return 0; fi
     sleep 0.2
   done
   kill -9 "$(cat "$folder/client.rgw.pid")"
+  return 1
+}
+
+# Starts the disk until it is up: now and then it speaks to the monitor before it knows whose that is, is refused, and ends.
+ceph_disk() {
+  local conf=(-c "$1/ceph.conf")
+  for _ in 1 2 3 4 5; do
+    if [ ! -e "$1/osd.0.pid" ] || ! runs "$(cat "$1/osd.0.pid")"; then ceph-osd "${conf[@]}" -i 0; fi
+    for _ in $(seq 60); do
+      if timeout 20 ceph "${conf[@]}" osd stat | grep -q '1 up'; then return 0; fi
+      if [ ! -e "$1/osd.0.pid" ] || ! runs "$(cat "$1/osd.0.pid")"; then continue 2; fi
+      sleep 0.2
+    done
+  done
   return 1
 }
 
