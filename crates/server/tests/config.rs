@@ -78,7 +78,10 @@ fn the_seeds_example_loads_when_changed_only_there() {
     assert_eq!(storage.codec, "zstd:3".parse().unwrap());
     assert_eq!(storage.metrics_interval, Some(Duration::from_secs(60)));
     // Memory takes part only where it is asked to.
-    assert_eq!(storage.routing.last, Some(Choice { backends: vec!["rocksdb".into()], choose: Choose::Fastest }));
+    assert_eq!(
+        storage.routing.last,
+        Some(Choice { backends: ["postgres", "redis", "rocksdb"].map(String::from).to_vec(), choose: Choose::Fastest })
+    );
     assert_eq!(storage.routing.rebalance_interval, Duration::from_secs(300));
     assert_eq!(storage.consistency, Consistency::Eventual);
     assert_eq!(storage.backends.keys().collect::<Vec<_>>(), ["memory", "postgres", "redis", "rocksdb"]);
