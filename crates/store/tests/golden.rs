@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{bytes, key, payload, spec};
+use common::{key, spec};
+use sira_backend::Payload;
 use sira_backend::object::ObjectBackend;
 use sira_backend::rocks::{RocksBackend, RocksOptions};
 use sira_store::catalog::{Change, OrderedKv, RocksKv};
@@ -21,6 +22,22 @@ use sira_wire::namespace::{Mode, Policy, PolicyOrigin};
 
 const KV_SPEC: &str = r#"{"model":"golden","block_tokens":16,"parts":[{"name":"k","dtype":"float8_e4m3fn","axes":["token","head","dim"],"shape":[16,8,64]},
     {"name":"k_scale","dtype":"float32","axes":["head"]}]}"#;
+
+/// What the folder's tensors were made of: `n` bytes that depend on `seed`. As the folder, this never changes.
+fn bytes(n: u64, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn payload(n: u64, seed: u64) -> Payload {
+    bytes(n, seed).into()
+}
 
 /// The folder's names are those that the program gives: catalog, rocksdb, object.
 async fn open(folder: &Path) -> Result<StorageClient, StoreError> {
