@@ -116,6 +116,11 @@ fn namespaces_are_read_and_held_against_the_backends() {
     assert_eq!((kv.mode, kv.ttl, kv.limits["memory"], kv.limits["object"]), (Mode::Cache, Some(3600), GIB, 1000));
     assert!(config.namespaces["a b"].read_only && config.namespaces["a b"].codecs["rocksdb"] == "zstd");
     assert_eq!(load(&config.to_string()).unwrap(), config);
+    let unknown = "[storage]\ndefault_backend = \"disk\"\n[storage.backends.disk]\npath = \"d\"";
+    assert_lines(
+        &wrong(unknown),
+        &[("sira.toml:2", "names backend `disk`, whose kind is not known"), ("sira.toml:3", "needs a `kind`: one of `memory`")],
+    );
     let exact = "[namespaces.x]\nexact = true\ncodecs = { object = \"int8\" }";
     assert_lines(&wrong(exact), &[("sira.toml:3", "int8 is lossy, and the namespace is to be exact")]);
     let text = "[namespaces.\"a/b\"]\n[namespaces.x]\nmode = \"cash\"\nlimit = 5\nlimits = { objekt = 5, memory = \"much\" }\ncodecs = { memory = \"none\", object = \"zst\" }";

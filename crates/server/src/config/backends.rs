@@ -44,7 +44,7 @@ const SECRET: [&str; 6] = ["secret", "access_key", "account_key", "password", "t
 /// Folders in the data folder that are Sira's own.
 const OWN_FOLDERS: [&str; 2] = ["catalog", "lock"];
 
-/// Reads all backends; also gives those that were refused because their kind is not built.
+/// Reads all backends; also gives the names of those whose kind is not known.
 pub(super) fn read(mut names: Section<'_>, data_dir: &Path, memory_limit: u64) -> (BTreeMap<String, Backend>, Refused) {
     let mut backends = BTreeMap::new();
     let mut refused = Refused::new();
@@ -69,7 +69,7 @@ pub(super) fn read(mut names: Section<'_>, data_dir: &Path, memory_limit: u64) -
             _ => {
                 section.problem(&origin, unknown_kind(&name, &kind));
                 section.discard();
-                refused.insert(name, kind);
+                refused.insert(name);
                 continue;
             }
         };

@@ -1,6 +1,6 @@
 //! Every section and key there is, and what each may hold.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -245,8 +245,8 @@ fn read_storage(mut section: Section<'_>, server: &Server, memory_limit: u64, ha
     let (backends, refused) = backends::read(names, &server.data_dir, memory_limit);
     let known: Vec<&str> = backends.keys().map(String::as_str).collect();
     let check = |place: &Section<'_>, text: &Located<String>, key: &str| {
-        if let Some(kind) = refused.get(&text.value) {
-            place.problem(&text.origin, format!("`{key}` names backend `{}`, whose kind `{kind}` is not part of this version", text.value));
+        if refused.contains(&text.value) {
+            place.problem(&text.origin, format!("`{key}` names backend `{}`, whose kind is not known", text.value));
         } else if !backends.contains_key(&text.value) {
             let hint = nearest(&text.value, &known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
             let known = if known.is_empty() { "none".to_owned() } else { quoted(&known) };
@@ -404,5 +404,5 @@ pub(super) fn read_tiers<'p>(section: &mut Section<'p>, check: &dyn Fn(&Section<
     }
 }
 
-/// Refused backends by name, with their kind, so that what refers to them is told the same.
-pub(super) type Refused = BTreeMap<String, String>;
+/// Names of refused backends, so that what refers to them is told the same.
+pub(super) type Refused = BTreeSet<String>;
